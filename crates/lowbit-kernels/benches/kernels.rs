@@ -1,0 +1,159 @@
+//! Throughput per instruction set: items are multiply-adds for products, bytes
+//! are those read and written for the rest.
+
+use std::fmt;
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use lowbit_kernels::{Depthwise, Kernels, Output, PackedWeights, Requant, Window};
+
+fn main() {
+    divan::main();
+}
+
+struct Case<S> {
+    kernels: &'static Kernels,
+    shape: S,
+}
+
+impl<S: fmt::Debug> fmt::Display for Case<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.kernels.name(), self.shape)
+    }
+}
+
+fn cases<S: Copy>(shapes: &[S]) -> Vec<Case<S>> {
+    let with = |kernels| shapes.iter().map(move |&shape| Case { kernels, shape });
+    Kernels::available().flat_map(with).collect()
+}
+
+fn gemm_cases() -> Vec<Case<[usize; 3]>> {
+    cases(&[
+        [1024, 1024, 1024],
+        [3136, 64, 576],
+        [196, 512, 1152],
+        [784, 128, 1152],
+        [3136, 96, 24],
+        [1, 1000, 2048],
+    ])
+}
+
+/// `[rows, columns, depth]`, requantized.
+#[divan::bench(args = gemm_cases(), max_time = 0.5)]
+fn gemm(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [rows, columns, depth] = case.shape;
+    let a: Vec<u8> = (0..rows * depth).map(|i| (i * 37) as u8).collect();
+    let w: Vec<i8> = (0..columns * depth).map(|i| (i * 59) as i8).collect();
+    let weights = PackedWeights::new(&w, columns, depth);
+    let (bias, multiplier) = (vec![5; columns], vec![1e-3; columns]);
+    let mut out = vec![0; rows * columns];
+    bencher.counter(ItemsCount::new(rows * columns * depth)).bench_local(|| {
+        let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
+        let output = Output::U8 { requant, out: &mut out, stride: columns };
+        case.kernels.gemm(black_box(&a), depth, rows, &weights, output);
+    });
+}
+
+fn convolution_cases() -> Vec<Case<[usize; 3]>> {
+    cases(&[[56, 64, 64], [14, 256, 256]])
+}
+
+/// A 3x3 convolution of `[side, input channels, output channels]`, gathered.
+#[divan::bench(args = convolution_cases(), max_time = 0.5)]
+fn convolution(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [side, channels, columns] = case.shape;
+    let window = square(side, channels);
+    let x: Vec<u8> = (0..side * side * channels).map(|i| (i * 37) as u8).collect();
+    let w: Vec<i8> = (0..columns * 9 * channels).map(|i| (i * 59) as i8).collect();
+    let weights = PackedWeights::with_taps(&w, columns, 9, channels);
+    let offsets = window.offsets(0..side);
+    let padding = vec![128; channels];
+    let (bias, multiplier) = (vec![5; columns], vec![1e-3; columns]);
+    let mut out = vec![0; side * side * columns];
+    bencher.counter(ItemsCount::new(side * side * w.len())).bench_local(|| {
+        let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
+        let output = Output::U8 { requant, out: &mut out, stride: columns };
+        case.kernels.gemm_gathered(black_box(&x), &offsets, &padding, &weights, output);
+    });
+}
+
+fn depthwise_cases() -> Vec<Case<[usize; 2]>> {
+    cases(&[[56, 144], [14, 576]])
+}
+
+/// A 3x3 depthwise convolution of `[side, channels]`.
+#[divan::bench(args = depthwise_cases(), max_time = 0.5)]
+fn depthwise(bencher: Bencher<'_, '_>, case: &Case<[usize; 2]>) {
+    let [side, channels] = case.shape;
+    let window = square(side, channels);
+    let x: Vec<u8> = (0..side * side * channels).map(|i| (i * 37) as u8).collect();
+    let w: Vec<i8> = (0..9 * channels).map(|i| (i * 59) as i8).collect();
+    let (bias, multiplier) = (vec![5; channels], vec![1e-3; channels]);
+    let mut out = vec![0; x.len()];
+    bencher.counter(ItemsCount::new(9 * x.len())).bench_local(|| {
+        let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
+        case.kernels.depthwise(
+            black_box(&x),
+            &Depthwise { window, weights: &w, x_zero: 128, requant },
+            0..side,
+            &mut out,
+        );
+    });
+}
+
+fn square(side: usize, channels: usize) -> Window {
+    Window {
+        input: [side; 2],
+        channels,
+        kernel: [3; 2],
+        stride: [1; 2],
+        dilation: [1; 2],
+        pad: [1; 2],
+        output: [side; 2],
+    }
+}
+
+/// Elements of the tensors below: their f32 form fits the L2 cache.
+const LEN: usize = 1 << 16;
+
+fn tables() -> impl Iterator<Item = &'static str> {
+    Kernels::available().map(Kernels::name)
+}
+
+fn table(name: &str) -> &'static Kernels {
+    Kernels::available().find(|table| table.name() == name).expect("an available table")
+}
+
+fn reals() -> Vec<f32> {
+    (0..LEN).map(|i| (i as f32 * 0.7).sin() * 3.0).collect()
+}
+
+#[divan::bench(args = tables(), max_time = 0.2)]
+fn quantize(bencher: Bencher<'_, '_>, name: &str) {
+    let (x, mut q) = (reals(), vec![0; LEN]);
+    bencher
+        .counter(BytesCount::new(5 * LEN))
+        .bench_local(|| table(name).quantize_u8(black_box(&x), 0.03, 120, 0, 255, &mut q));
+}
+
+#[divan::bench(args = tables(), max_time = 0.2)]
+fn dequantize(bencher: Bencher<'_, '_>, name: &str) {
+    let (q, mut x) = (vec![77; LEN], vec![0.0; LEN]);
+    bencher
+        .counter(BytesCount::new(5 * LEN))
+        .bench_local(|| table(name).dequantize_u8(black_box(&q), 0.03, 120, &mut x));
+}
+
+#[divan::bench(args = tables(), max_time = 0.2)]
+fn min_max(bencher: Bencher<'_, '_>, name: &str) {
+    let x = reals();
+    bencher.counter(BytesCount::new(4 * LEN)).bench_local(|| table(name).min_max(black_box(&x)));
+}
+
+#[divan::bench(args = tables(), max_time = 0.2)]
+fn histogram(bencher: Bencher<'_, '_>, name: &str) {
+    let (x, mut counts) = (reals(), vec![0; 2048]);
+    bencher
+        .counter(BytesCount::new(4 * LEN))
+        .bench_local(|| table(name).histogram(black_box(&x), -3.0, 3.0, &mut counts));
+}

@@ -1,0 +1,28 @@
+//! The definition, for every CPU.
+
+use super::Kernels;
+use crate::loops;
+use crate::pack::{KR, NR};
+use crate::rows::Rows;
+use crate::tile::{Epilogue, Panel};
+
+pub(super) const KERNELS: Kernels =
+    Kernels { name: "scalar", detected: || true, tile_rows: 1, tile, loops: loops::SCALAR };
+
+fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for i in first..first + count {
+        let mut acc = [0i32; NR];
+        for tap in 0..rows.taps() {
+            let (groups, tail) = rows.get::<1>(i, tap)[0].as_chunks::<KR>();
+            let mut last = [0; KR];
+            last[..rows.depth() % KR].copy_from_slice(tail);
+            for (a, b) in groups.iter().chain([&last]).zip(panel.groups(tap)) {
+                for (acc, b) in acc.iter_mut().zip(&b.0).take(panel.width()) {
+                    let dot: i32 = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                    *acc = acc.wrapping_add(dot);
+                }
+            }
+        }
+        epilogue.store(&[acc], i, 0);
+    }
+}

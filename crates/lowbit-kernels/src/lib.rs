@@ -1,0 +1,49 @@
+//! Integer and quantization kernels: slices in, slices out; no tensors, no threads.
+//!
+//! One [`Kernels`] table per instruction set holds every routine. The scalar
+//! table is the definition: each other table equals it bit for bit, for every
+//! input. [`Kernels::best`] is the table to use.
+//!
+//! Conventions:
+//!
+//! - 8-bit activations are `u8`. A signed tensor is carried as `x ^ 0x80` with
+//!   its zero point raised by 128. Weights are `i8`.
+//! - Images are NHWC. Matrices are row-major with a stride in elements.
+//! - Rounding is half to even, division is true division, and no multiply-add
+//!   is fused.
+//! - Callers split work over threads by rows.
+//!
+//! [`MatrixMut`] is the one door to f32 matrix products, of the `gemm` crate.
+//!
+//! How a routine is written:
+//!
+//! - The matrix product is a register tile per instruction set ([`Kernels::gemm`]):
+//!   intrinsics accumulate, and one epilogue in plain Rust, inlined into each
+//!   tile, requantizes.
+//! - Everything else is a plain loop compiled once per instruction set
+//!   (`loops.rs`), which the compiler vectorizes.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod depthwise;
+mod elementwise;
+mod gemm;
+mod isa;
+mod loops;
+mod matrix;
+mod pack;
+mod quantize;
+mod requant;
+mod rows;
+mod statistics;
+mod tile;
+mod window;
+
+pub use depthwise::Depthwise;
+pub use elementwise::{Add, Mul};
+pub use gemm::Output;
+pub use isa::{ISA_VARIABLE, Kernels};
+pub use matrix::{Matrix, MatrixMut};
+pub use pack::PackedWeights;
+pub use requant::{Requant, UniformRequant};
+pub use statistics::MinMax;
+pub use window::{PADDING, Window};

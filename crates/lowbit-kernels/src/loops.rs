@@ -1,0 +1,179 @@
+//! The routines written as plain loops, compiled once per instruction set.
+//!
+//! IEEE arithmetic without contraction gives the same bits however a loop is
+//! vectorized, so one source is correct for all.
+
+use std::ops::Range;
+
+use crate::depthwise::Depthwise;
+use crate::elementwise::{Add, Mul};
+use crate::isa::Kernels;
+use crate::requant::UniformRequant;
+use crate::statistics::MinMax;
+
+/// Makes of a list of signatures, each the path of an `#[inline(always)]`
+/// function: the struct of function pointers, a method of [`Kernels`] for each,
+/// and per instruction set a constant that holds the functions compiled for it.
+macro_rules! loops {
+    (@types $($(#[$doc:meta])* $module:ident::$name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        /// Functions that need the instruction set of their table.
+        pub(crate) struct Loops {
+            $($name: unsafe fn($($type),*) $(-> $result)?,)*
+        }
+
+        impl Kernels {
+            $($(#[$doc])*
+            #[inline]
+            pub fn $name(&self, $($arg: $type),*) $(-> $result)? {
+                // SAFETY: tables come only from `Kernels::available`, which yields those
+                // whose instruction set this CPU was found to have.
+                unsafe { (self.loops.$name)($($arg),*) }
+            })*
+        }
+    };
+    (@table $table:ident $features:tt
+        $($(#[$doc:meta])* $module:ident::$name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        pub(crate) const $table: Loops = {
+            $(loops! { @function $features $module::$name($($arg: $type),*) $(-> $result)? })*
+            Loops { $($name),* }
+        };
+    };
+    (@function [$($feature:tt)*]
+        $module:ident::$name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?) => {
+        $($feature)*
+        fn $name($($arg: $type),*) $(-> $result)? {
+            crate::$module::$name($($arg),*)
+        }
+    };
+    ($($list:tt)*) => {
+        loops! { @types $($list)* }
+        loops! { @table SCALAR [] $($list)* }
+        #[cfg(target_arch = "x86_64")]
+        loops! { @table AVX2 [#[target_feature(enable = "avx2")]] $($list)* }
+        #[cfg(target_arch = "x86_64")]
+        loops! {
+            @table AVX512VNNI
+            [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]]
+            $($list)*
+        }
+    };
+}
+
+loops! {
+    /// `out = clamp(round_half_even(x / scale) + zero, lo, hi)` (docs/quantization.md, equation 1).
+    ///
+    /// NaN becomes `zero`, clamped; infinities saturate. `scale` is positive.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, `zero` does not fit 8 bits, or `lo > hi`.
+    quantize::quantize_u8(x: &[f32], scale: f32, zero: i32, lo: u8, hi: u8, out: &mut [u8]);
+
+    /// [`Kernels::quantize_u8`] for signed integers.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, `zero` does not fit 8 bits, or `lo > hi`.
+    quantize::quantize_i8(x: &[f32], scale: f32, zero: i32, lo: i8, hi: i8, out: &mut [i8]);
+
+    /// `out = (q - zero) as f32 * scale` (docs/quantization.md, equation 2).
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ.
+    quantize::dequantize_u8(q: &[u8], scale: f32, zero: i32, out: &mut [f32]);
+
+    /// [`Kernels::dequantize_u8`] for signed integers.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ.
+    quantize::dequantize_i8(q: &[i8], scale: f32, zero: i32, out: &mut [f32]);
+
+    /// `out = (clamp(round_half_even(x / scale) + zero, qmin, qmax) - zero) as f32 * scale`
+    /// (docs/quantization.md, equation 8): what quantizing and dequantizing gives, bit for bit, NaN included.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, `qmin > qmax`, or one of them is more than 2^24 from
+    /// `zero`, where f32 no longer holds every integer.
+    quantize::fake_quantize(x: &[f32], scale: f32, zero: i32, qmin: i32, qmax: i32, out: &mut [f32]);
+
+    /// The extremes of `x`; infinities count, NaN does not, and -0 counts as 0.
+    statistics::min_max(x: &[f32]) -> MinMax;
+
+    /// Adds to `counts` how many elements of `x` fall in each of `bins =
+    /// counts.len()` equal parts of `lo..=hi`:
+    ///
+    /// `bin = min(trunc((x - lo) * bins / (hi - lo)), bins - 1)`
+    ///
+    /// in f32 and in this order, as `torch.histc` computes it on the CPU. The
+    /// last bin holds `hi`; elements outside, and NaN, are not counted.
+    ///
+    /// # Panics
+    ///
+    /// `lo >= hi`, `hi - lo` is not finite, or there are no bins or more than 2^24.
+    statistics::histogram(x: &[f32], lo: f32, hi: f32, counts: &mut [u64]);
+
+    /// `out = clamp(round_half_even((acc + bias) as f32 * multiplier) + zero, lo, hi)`:
+    /// [`Requant`](crate::Requant) with the same parameters for all elements.
+    ///
+    /// Ends an average pooling of `count` elements with `bias = -count * zx`
+    /// and `multiplier = s_x / (s_y * count)`.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, `zero` does not fit 8 bits, or `lo > hi`.
+    requant::requantize(acc: &[i32], requant: &UniformRequant, out: &mut [u8]);
+
+    /// `out = clamp(round_half_even((a - za) as f32 * (sa / sy) + (b - zb) as f32 * (sb / sy)) + zy, lo, hi)`,
+    /// in f32: two products, each rounded, then their sum (docs/quantization.md, equation 7).
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, the zero point does not fit 8 bits, or `lo > hi`.
+    elementwise::add(a: &[u8], b: &[u8], params: &Add, out: &mut [u8]);
+
+    /// `out = clamp(round_half_even(((a - za) * (b - zb)) as f32 * (sa * sb / sy)) + zy, lo, hi)`,
+    /// the first product in i32 (docs/quantization.md, equation 7).
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, the zero point does not fit 8 bits, or `lo > hi`.
+    elementwise::mul(a: &[u8], b: &[u8], params: &Mul, out: &mut [u8]);
+
+    /// `out = table[x]`: any function of one u8 tensor.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ.
+    elementwise::map(x: &[u8], table: &[u8; 256], out: &mut [u8]);
+
+    /// `acc += x`: one step of average pooling, over the channels of a pixel.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ.
+    elementwise::accumulate(x: &[u8], acc: &mut [i32]);
+
+    /// `out = max(out, x)`: one step of max pooling, over the channels of a pixel.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ.
+    elementwise::maximum(x: &[u8], out: &mut [u8]);
+
+    /// Depthwise convolution (channel multiplier 1) of one NHWC image, for the
+    /// output rows `rows`:
+    ///
+    /// `acc[oy][ox][c] = sum_t x[pixel(oy, ox, t)][c] * weights[t][c]`,
+    ///
+    /// requantized as [`Requant`](crate::Requant) defines it. `out` holds the
+    /// output rows `rows` only.
+    ///
+    /// # Panics
+    ///
+    /// A slice does not have the length that the window and `rows` imply, or the
+    /// requantization is not valid.
+    depthwise::depthwise(x: &[u8], params: &Depthwise<'_>, rows: Range<usize>, out: &mut [u8]);
+}

@@ -1,0 +1,112 @@
+//! Weights laid out for the register tiles.
+
+/// Columns (output channels) of a panel.
+pub(crate) const NR: usize = 32;
+/// Depth of a group: the bytes that one 32-bit lane of a dot product sums.
+pub(crate) const KR: usize = 4;
+
+/// `KR` consecutive weights of each of `NR` columns.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Group(pub(crate) [[i8; KR]; NR]);
+
+/// A matrix of i8 weights, packed once and read by every table.
+///
+/// Columns are output channels. The depth is `taps` equal parts of `depth`
+/// weights: one tap for a matrix product, one per kernel position for a
+/// convolution, whose input rows then need not be adjacent.
+///
+/// Layout: panels of 32 columns; in a panel, tap by tap, groups of 4 depth
+/// steps by 32 columns, so that a group is two 64-byte lines read in order.
+/// Missing columns and depth steps are zero weights. It is one layout for all
+/// instruction sets, since every byte dot product (`vpdpbusd`, `sdot`, and
+/// `vpmaddwd` on the even and the odd bytes) sums groups of 4 into 32-bit lanes.
+#[derive(Clone)]
+pub struct PackedWeights {
+    columns: usize,
+    taps: usize,
+    depth: usize,
+    groups: Vec<Group>,
+    sums: Vec<i32>,
+}
+
+impl std::fmt::Debug for PackedWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedWeights({} x {} x {})", self.columns, self.taps, self.depth)
+    }
+}
+
+impl PackedWeights {
+    /// Packs `weights`, row-major `[columns][depth]`: an ONNX `[N, K]` matrix.
+    ///
+    /// # Panics
+    ///
+    /// `weights.len() != columns * depth`.
+    pub fn new(weights: &[i8], columns: usize, depth: usize) -> PackedWeights {
+        PackedWeights::with_taps(weights, columns, 1, depth)
+    }
+
+    /// Packs `weights`, row-major `[columns][taps][depth]`: a convolution's
+    /// weights as `[O][kernel height x kernel width][I]`.
+    ///
+    /// # Panics
+    ///
+    /// `weights.len() != columns * taps * depth`.
+    pub fn with_taps(weights: &[i8], columns: usize, taps: usize, depth: usize) -> PackedWeights {
+        let row = taps.checked_mul(depth);
+        assert_eq!(
+            row.and_then(|row| row.checked_mul(columns)),
+            Some(weights.len()),
+            "weights are not {columns} x {taps} x {depth}",
+        );
+        let row = row.unwrap_or(0);
+        let column = |n: usize| &weights[n * row..][..row];
+        let mut groups = Vec::with_capacity(columns.div_ceil(NR) * taps * depth.div_ceil(KR));
+        for first in (0..columns).step_by(NR) {
+            for tap in 0..taps {
+                for k in (0..depth).step_by(KR) {
+                    let mut group = Group([[0; KR]; NR]);
+                    let width = KR.min(depth - k);
+                    for (group, n) in group.0.iter_mut().zip(first..columns) {
+                        group[..width].copy_from_slice(&column(n)[tap * depth + k..][..width]);
+                    }
+                    groups.push(group);
+                }
+            }
+        }
+        let sum = |n| column(n).iter().fold(0i32, |sum, &w| sum.wrapping_add(i32::from(w)));
+        let sums = (0..columns).map(sum).collect();
+        PackedWeights { columns, taps, depth, groups, sums }
+    }
+
+    /// The number of output channels, N.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The number of kernel positions.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// The number of weights per tap and column: K for a matrix product, input
+    /// channels for a convolution.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// `sum_k w[n][k]` for each column `n`: an activation zero point `z` enters
+    /// a product as `-z * column_sums[n]`, to be added to the bias.
+    pub fn column_sums(&self) -> &[i32] {
+        &self.sums
+    }
+
+    pub(crate) fn groups_per_tap(&self) -> usize {
+        self.depth.div_ceil(KR)
+    }
+
+    pub(crate) fn panel(&self, panel: usize) -> &[Group] {
+        let len = self.taps * self.groups_per_tap();
+        &self.groups[panel * len..][..len]
+    }
+}

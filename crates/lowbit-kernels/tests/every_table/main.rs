@@ -1,0 +1,484 @@
+//! Every table that this CPU can run equals the definition, bit for bit.
+
+mod definition;
+
+use std::fmt::Debug;
+
+use lowbit_kernels::{
+    Add, Depthwise, Kernels, Mul, Output, PADDING, PackedWeights, Requant, UniformRequant, Window,
+};
+
+#[test]
+fn every_table_equals_the_definition() {
+    let checks = [
+        gemm,
+        gemm_extremes,
+        gathered,
+        depthwise,
+        requantize,
+        quantize,
+        dequantize,
+        fake_quantize,
+        min_max,
+        histogram,
+        elementwise,
+        pooling,
+    ];
+    let mut failures = Failures::default();
+    for kernels in Kernels::available() {
+        for check in checks {
+            check(kernels, &mut failures);
+        }
+    }
+    assert!(failures.0.is_empty(), "{} differ:\n{}", failures.0.len(), failures.0.join("\n"));
+}
+
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    fn check<T: PartialEq + Debug>(&mut self, kernels: &Kernels, case: impl Debug, got: &[T], want: &[T]) {
+        let name = kernels.name();
+        if got.len() != want.len() {
+            self.0.push(format!("{name} {case:?}: {} elements, not {}", got.len(), want.len()));
+        } else if let Some(i) = (0..got.len()).find(|&i| got[i] != want[i]) {
+            self.0.push(format!("{name} {case:?}: [{i}] is {:?}, not {:?}", got[i], want[i]));
+        }
+    }
+
+    fn check_bits(&mut self, kernels: &Kernels, case: impl Debug, got: &[f32], want: &[f32]) {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        self.check(kernels, case, &bits(got), &bits(want));
+    }
+}
+
+/// A xorshift generator.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn u8s(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+
+    fn i8s(&mut self, len: usize) -> Vec<i8> {
+        (0..len).map(|_| self.next() as i8).collect()
+    }
+
+    fn i32s(&mut self, len: usize) -> Vec<i32> {
+        (0..len).map(|_| self.next() as i32 >> 16).collect()
+    }
+
+    /// In 0..limit.
+    fn f32s(&mut self, len: usize, limit: f32) -> Vec<f32> {
+        (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 * limit).collect()
+    }
+}
+
+/// Lengths around the widths of vectors and blocks.
+const LENGTHS: [usize; 16] = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 259];
+
+/// A byte that no kernel may overwrite, between the columns of an output and its stride.
+const UNTOUCHED: u8 = 0xa5;
+
+/// Runs all outputs of one product and compares them.
+fn compare_products(
+    kernels: &Kernels,
+    failures: &mut Failures,
+    case: impl Debug + Copy,
+    acc: &[i32],
+    columns: usize,
+    scales: (&[i32], &[f32]),
+    run: impl Fn(Output<'_>),
+) {
+    let (bias, multiplier) = scales;
+    let rows = acc.len() / columns;
+    let stride = columns + 3;
+    let len = (rows * stride).saturating_sub(3);
+    let inside = |i: usize| i % stride < columns;
+    let at = |i: usize| (acc[i / stride * columns + i % stride], i % stride);
+
+    for (zero, lo, hi) in [(0, 0, 255), (128, 0, 255), (255, 3, 250), (7, 7, 7)] {
+        let requant = Requant { bias, multiplier, zero, lo, hi };
+        let mut out = vec![UNTOUCHED; len];
+        run(Output::U8 { requant, out: &mut out, stride });
+        let want = |i| {
+            if inside(i) { definition::requantize_channel(at(i).0, at(i).1, &requant) } else { UNTOUCHED }
+        };
+        failures.check(kernels, (case, "u8", zero), &out, &(0..len).map(want).collect::<Vec<_>>());
+    }
+
+    let mut out = vec![f32::MAX; len];
+    run(Output::F32 { bias, multiplier, out: &mut out, stride });
+    let want = |i| match inside(i) {
+        true => at(i).0.wrapping_add(bias[at(i).1]) as f32 * multiplier[at(i).1],
+        false => f32::MAX,
+    };
+    failures.check_bits(kernels, (case, "f32"), &out, &(0..len).map(want).collect::<Vec<_>>());
+
+    for bias in [None, Some(bias)] {
+        let mut out = vec![i32::MAX; len];
+        run(Output::I32 { bias, out: &mut out, stride });
+        let want = |i| match inside(i) {
+            true => at(i).0.wrapping_add(bias.map_or(0, |bias| bias[at(i).1])),
+            false => i32::MAX,
+        };
+        failures.check(kernels, (case, "i32"), &out, &(0..len).map(want).collect::<Vec<_>>());
+    }
+}
+
+fn gemm(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(1);
+    let shapes = (1..=14)
+        .map(|rows| (rows, 33, 8))
+        .chain((1..=9).map(|depth| (3, 5, depth)))
+        .chain([1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65].map(|columns| (5, columns, 7)))
+        .chain([(0, 3, 4), (2, 3, 0), (1, 1, 1), (13, 40, 131), (300, 33, 1021)]);
+    for (rows, columns, depth) in shapes.collect::<Vec<(usize, usize, usize)>>() {
+        let a_stride = depth + 1;
+        // The last row ends where the slice ends.
+        let a = random.u8s((rows * a_stride).saturating_sub(1));
+        let w = random.i8s(columns * depth);
+        let (bias, multiplier) = (random.i32s(columns), random.f32s(columns, 3e-3));
+        let row = |i: usize| &a[i * a_stride..][..depth];
+        let acc: Vec<i32> = (0..rows * columns)
+            .map(|i| definition::dot(row(i / columns), &w[i % columns * depth..][..depth]))
+            .collect();
+        let weights = PackedWeights::new(&w, columns, depth);
+        let case = ("gemm", rows, columns, depth);
+        compare_products(kernels, failures, case, &acc, columns, (&bias, &multiplier), |output| {
+            kernels.gemm(&a, a_stride, rows, &weights, output);
+        });
+    }
+}
+
+/// The largest products, sums that wrap, and multipliers that are not finite.
+fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
+    const COLUMNS: usize = 33;
+    let multipliers = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, f32::MAX, f32::MIN, f32::INFINITY, f32::NAN];
+    let biases = [0, 1, -1, i32::MAX, i32::MIN, 1 << 24, (1 << 24) + 1, 255];
+    let bias: Vec<i32> = biases.into_iter().cycle().take(COLUMNS).collect();
+    let multiplier: Vec<f32> = multipliers.into_iter().cycle().take(COLUMNS).collect();
+    // Not bits of NaN, which no formula defines.
+    let finite: Vec<f32> = multiplier.iter().map(|m| if m.is_finite() { *m } else { 2.5 }).collect();
+    for (a, w) in [(255, -128), (255, 127), (0, -128), (1, -1)] {
+        for depth in [1, 4, 5, 64, 70_001] {
+            let rows = if depth > 64 { 1 } else { 2 };
+            let left = vec![a; rows * depth];
+            let weights = PackedWeights::new(&vec![w; COLUMNS * depth], COLUMNS, depth);
+            let sum = (i64::from(a) * i64::from(w) * depth as i64) as i32;
+            let acc = vec![sum; rows * COLUMNS];
+            let case = ("gemm extremes", a, w, depth);
+            compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, &finite), |output| {
+                kernels.gemm(&left, depth, rows, &weights, output);
+            });
+
+            let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 100, lo: 1, hi: 254 };
+            let mut got = vec![0; acc.len()];
+            kernels.gemm(
+                &left,
+                depth,
+                rows,
+                &weights,
+                Output::U8 { requant, out: &mut got, stride: COLUMNS },
+            );
+            let want: Vec<u8> = (0..acc.len())
+                .map(|i| definition::requantize_channel(acc[i], i % COLUMNS, &requant))
+                .collect();
+            failures.check(kernels, (case, "not finite"), &got, &want);
+
+            let sums = weights.column_sums();
+            failures.check(kernels, (case, "column sums"), sums, &[i32::from(w) * depth as i32; COLUMNS]);
+        }
+    }
+}
+
+/// Windows of every kind: 1x1, strides, dilations, padding, uneven sides.
+fn windows(channels: usize) -> Vec<Window> {
+    let base = Window {
+        input: [5, 6],
+        channels,
+        kernel: [3, 3],
+        stride: [1, 1],
+        dilation: [1, 1],
+        pad: [1, 1],
+        output: [5, 6],
+    };
+    vec![
+        base,
+        Window { kernel: [1, 1], pad: [0, 0], ..base },
+        Window { stride: [2, 3], output: [3, 2], ..base },
+        Window { dilation: [2, 2], pad: [2, 2], ..base },
+        Window { kernel: [2, 5], pad: [0, 2], output: [4, 6], ..base },
+        Window { kernel: [4, 3], pad: [3, 0], output: [7, 4], ..base },
+        Window { input: [1, 1], kernel: [3, 3], output: [1, 1], ..base },
+    ]
+}
+
+fn gathered(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(2);
+    for (channels, columns) in [(1, 1), (3, 16), (4, 33), (17, 5), (32, 40)] {
+        for window in windows(channels) {
+            let [height, width] = window.output;
+            let (rows, depth) = (height * width, window.taps() * channels);
+            let x = random.u8s(window.input[0] * window.input[1] * channels);
+            let w = random.i8s(columns * depth);
+            let (bias, multiplier) = (random.i32s(columns), random.f32s(columns, 3e-3));
+            let patches = definition::im2col(&window, &x, 130);
+            let acc: Vec<i32> = (0..rows * columns)
+                .map(|i| {
+                    definition::dot(
+                        &patches[i / columns * depth..][..depth],
+                        &w[i % columns * depth..][..depth],
+                    )
+                })
+                .collect();
+            let weights = PackedWeights::with_taps(&w, columns, window.taps(), channels);
+            let offsets = window.offsets(0..height);
+            let padding = vec![130; channels];
+            let scales = (&*bias, &*multiplier);
+            compare_products(kernels, failures, (window, columns), &acc, columns, scales, |output| {
+                kernels.gemm_gathered(&x, &offsets, &padding, &weights, output);
+            });
+        }
+    }
+}
+
+fn depthwise(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(3);
+    for channels in [1, 7, 8, 9, 31, 32, 33, 75] {
+        for window in windows(channels) {
+            let [height, width] = window.output;
+            let len = window.input[0] * window.input[1] * channels;
+            let (bias, multiplier) = (random.i32s(channels), random.f32s(channels, 0.02));
+            let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 120, lo: 2, hi: 253 };
+            let inputs = [
+                (random.u8s(len), random.i8s(window.taps() * channels)),
+                (vec![255; len], vec![-128; window.taps() * channels]),
+            ];
+            for (x, w) in inputs {
+                let params = Depthwise { window, weights: &w, x_zero: 129, requant };
+                let want = definition::depthwise(&x, &params);
+                // Two parts, as two threads would compute them.
+                let (top, row) = (height / 2, width * channels);
+                let mut got = vec![0; height * row];
+                let (above, below) = got.split_at_mut(top * row);
+                kernels.depthwise(&x, &params, 0..top, above);
+                kernels.depthwise(&x, &params, top..height, below);
+                failures.check(kernels, ("depthwise", window), &got, &want);
+            }
+        }
+    }
+}
+
+fn requantize(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(4);
+    for len in LENGTHS {
+        for multiplier in [0.5, 1.0, 1e-4, 1e30, -1e30, f32::NAN, f32::INFINITY] {
+            let mut acc = random.i32s(len);
+            for (acc, extreme) in acc.iter_mut().zip([i32::MIN, i32::MAX, 0, 1, 3, 5, -1, -3]) {
+                *acc = extreme;
+            }
+            let params = UniformRequant { bias: -1, multiplier, zero: 9, lo: 4, hi: 240 };
+            let mut got = vec![0; len];
+            kernels.requantize(&acc, &params, &mut got);
+            let want: Vec<u8> = acc.iter().map(|&acc| definition::requantize(acc, &params)).collect();
+            failures.check(kernels, ("requantize", len, multiplier), &got, &want);
+        }
+    }
+}
+
+/// Ties, saturation, special values, and random ones, of exactly `len` elements.
+fn reals(random: &mut Random, len: usize) -> Vec<f32> {
+    let special = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MAX,
+        f32::MIN,
+        f32::MIN_POSITIVE,
+        0.0,
+        -0.0,
+        -1e-8,
+        3e9,
+        -3e9,
+        4_194_304.5,
+    ];
+    let ties = (-20..20).map(|i| (i as f32 + 0.5) * 0.25);
+    let mut x: Vec<f32> = special.into_iter().chain(ties).take(len).collect();
+    x.extend(random.f32s(len - x.len(), 80.0).iter().map(|x| x - 40.0));
+    x
+}
+
+fn quantize(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(5);
+    for len in LENGTHS {
+        let x = reals(&mut random, len);
+        for scale in [0.25, 0.1, 1e-30, f32::EPSILON, 7.7] {
+            for (zero, lo, hi) in [(0, 0, 255), (255, 0, 255), (131, 1, 200), (3, 100, 120)] {
+                let mut got = vec![0; len];
+                kernels.quantize_u8(&x, scale, zero, lo, hi, &mut got);
+                let one = |&x: &f32| definition::quantize(x, scale, zero, lo.into(), hi.into()) as u8;
+                let want: Vec<u8> = x.iter().map(one).collect();
+                failures.check(kernels, ("quantize_u8", len, scale, zero), &got, &want);
+            }
+            for (zero, lo, hi) in [(0, -128, 127), (0, -127, 127), (-128, -128, 127), (127, -8, 7)] {
+                let mut got = vec![0; len];
+                kernels.quantize_i8(&x, scale, zero, lo, hi, &mut got);
+                let one = |&x: &f32| definition::quantize(x, scale, zero, lo.into(), hi.into()) as i8;
+                let want: Vec<i8> = x.iter().map(one).collect();
+                failures.check(kernels, ("quantize_i8", len, scale, zero), &got, &want);
+            }
+        }
+    }
+}
+
+fn dequantize(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(6);
+    for len in LENGTHS {
+        let (unsigned, signed) = (random.u8s(len), random.i8s(len));
+        for (scale, zero) in [(0.1, 0), (1e30, 255), (f32::EPSILON, -128), (0.3, 77)] {
+            let mut got = vec![0.0; len];
+            kernels.dequantize_u8(&unsigned, scale, zero, &mut got);
+            let want: Vec<f32> =
+                unsigned.iter().map(|&q| definition::dequantize(q.into(), scale, zero)).collect();
+            failures.check_bits(kernels, ("dequantize_u8", len, scale), &got, &want);
+            kernels.dequantize_i8(&signed, scale, zero, &mut got);
+            let want: Vec<f32> =
+                signed.iter().map(|&q| definition::dequantize(q.into(), scale, zero)).collect();
+            failures.check_bits(kernels, ("dequantize_i8", len, scale), &got, &want);
+        }
+    }
+}
+
+fn fake_quantize(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(7);
+    for len in LENGTHS {
+        let x = reals(&mut random, len);
+        for scale in [0.25, 0.1, 1e-30, 7.7] {
+            for (zero, qmin, qmax) in [
+                (128, 0, 255),
+                (0, -127, 127),
+                (5, 0, 15),
+                (3, 10, 15),
+                (0, -32768, 32767),
+                (1 << 24, 1, 1 << 25),
+            ] {
+                let mut got = vec![0.0; len];
+                kernels.fake_quantize(&x, scale, zero, qmin, qmax, &mut got);
+                let one = |&x: &f32| {
+                    definition::dequantize(definition::quantize(x, scale, zero, qmin, qmax), scale, zero)
+                };
+                let want: Vec<f32> = x.iter().map(one).collect();
+                failures.check_bits(kernels, ("fake_quantize", len, scale, zero), &got, &want);
+            }
+        }
+    }
+}
+
+fn min_max(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(8);
+    for len in LENGTHS {
+        let ordinary: Vec<f32> = random.f32s(len, 2.0).iter().map(|x| x - 1.0).collect();
+        let nan = vec![f32::NAN; len];
+        let mut last = ordinary.clone();
+        if let Some(last) = last.last_mut() {
+            *last = f32::NEG_INFINITY;
+        }
+        for x in [ordinary, nan, last, reals(&mut random, len), vec![-0.0; len]] {
+            let got = kernels.min_max(&x);
+            let (min, max, has_nan) = definition::min_max(&x);
+            failures.check(kernels, ("has_nan", len), &[got.has_nan], &[has_nan]);
+            failures.check_bits(kernels, ("min_max", len), &[got.min, got.max], &[min + 0.0, max + 0.0]);
+        }
+    }
+}
+
+fn histogram(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(9);
+    for len in LENGTHS {
+        let mut x = reals(&mut random, len);
+        x.extend([-10.0, 10.0, 10.000001, -10.000001, 0.0, 9.999999]);
+        for (lo, hi) in [(-10.0, 10.0), (0.0, 1.0), (-0.1, 39.3), (-1e-38, 1e-38), (-1e38, 1e38)] {
+            for bins in [1, 2, 3, 7, 128, 2048] {
+                // Counts are added to.
+                let mut got = vec![1; bins];
+                kernels.histogram(&x, lo, hi, &mut got);
+                let want: Vec<u64> = definition::histogram(&x, lo, hi, bins).iter().map(|n| n + 1).collect();
+                failures.check(kernels, ("histogram", len, lo, hi, bins), &got, &want);
+            }
+        }
+    }
+}
+
+fn elementwise(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(10);
+    for len in LENGTHS {
+        let (a, b) = (random.u8s(len), random.u8s(len));
+        let pairs = || a.iter().copied().zip(b.iter().copied());
+        let mut got = vec![0; len];
+        for ratio in [0.5, 0.37, 1e-3, 1e30, f32::INFINITY] {
+            let params =
+                Add { a_zero: 128, a_ratio: ratio, b_zero: 3, b_ratio: 0.5, zero: 77, lo: 5, hi: 251 };
+            kernels.add(&a, &b, &params, &mut got);
+            let want: Vec<u8> = pairs().map(|(a, b)| definition::add(a, b, &params)).collect();
+            failures.check(kernels, ("add", len, ratio), &got, &want);
+
+            let params = Mul { a_zero: 0, b_zero: 255, ratio, zero: 250, lo: 5, hi: 251 };
+            kernels.mul(&a, &b, &params, &mut got);
+            let want: Vec<u8> = pairs().map(|(a, b)| definition::mul(a, b, &params)).collect();
+            failures.check(kernels, ("mul", len, ratio), &got, &want);
+        }
+        let table: [u8; 256] = random.u8s(256).try_into().unwrap();
+        kernels.map(&a, &table, &mut got);
+        let want: Vec<u8> = a.iter().map(|&a| table[usize::from(a)]).collect();
+        failures.check(kernels, ("map", len), &got, &want);
+    }
+}
+
+fn pooling(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(11);
+    for len in LENGTHS {
+        let (a, b) = (random.u8s(len), random.u8s(len));
+        let mut sums = vec![i32::MAX - 300; len];
+        kernels.accumulate(&a, &mut sums);
+        let want: Vec<i32> = a.iter().map(|&a| i32::MAX - 300 + i32::from(a)).collect();
+        failures.check(kernels, ("accumulate", len), &sums, &want);
+
+        let mut got = a.clone();
+        kernels.maximum(&b, &mut got);
+        let want: Vec<u8> = a.iter().zip(&b).map(|(&a, &b)| if a > b { a } else { b }).collect();
+        failures.check(kernels, ("maximum", len), &got, &want);
+    }
+}
+
+#[test]
+fn windows_are_gathered_as_defined() {
+    let mut random = Random(12);
+    for channels in [1, 3, 8] {
+        for window in windows(channels) {
+            let x = random.u8s(window.input[0] * window.input[1] * channels);
+            let height = window.output[0];
+            let want = definition::im2col(&window, &x, 99);
+            let (top, row) = (height / 2, want.len() / height);
+            let mut got = vec![0; want.len()];
+            let (above, below) = got.split_at_mut(top * row);
+            window.im2col(&x, 99, 0..top, above);
+            window.im2col(&x, 99, top..height, below);
+            assert_eq!(got, want, "{window:?}");
+
+            let gather = |&offset: &usize| match offset {
+                PADDING => vec![99; channels],
+                offset => x[offset..][..channels].to_vec(),
+            };
+            let parts = [window.offsets(0..top), window.offsets(top..height)];
+            assert_eq!(parts.concat().iter().flat_map(gather).collect::<Vec<_>>(), want, "{window:?}");
+        }
+    }
+}
