@@ -1,0 +1,12 @@
+//! lowbit: quantize, debug, export and run low-bit neural networks.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod tensor;
+pub mod scheme;
+pub mod qparams;
+pub mod qtensor;
+pub mod observer;
+
+pub use error::{Error, Result};
+pub use tensor::{DType, Tensor};
