@@ -7,6 +7,10 @@ pub mod scheme;
 pub mod qparams;
 pub mod qtensor;
 pub mod observer;
+pub mod op;
+pub mod ops;
+pub mod graph;
+pub mod onnx;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};

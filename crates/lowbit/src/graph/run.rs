@@ -1,0 +1,124 @@
+//! The float reference: every node evaluated in order, each value freed after
+//! its last use.
+
+use std::collections::HashMap;
+
+use super::{Graph, Kind, Node, Value, Var};
+use crate::error::{Result, invalid};
+use crate::op::Dim;
+use crate::tensor::Tensor;
+
+impl Graph {
+    /// The outputs for these inputs, in the graph's order.
+    ///
+    /// # Errors
+    /// If an input does not fit its declaration, or an operator fails; the
+    /// error names the input or the node.
+    pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        // Enters the thread pool once rather than for each operator.
+        rayon::scope(|_| self.run_with(inputs, |_, _, _| Ok(())))
+    }
+
+    /// [`Graph::run`], showing every input and every computed value to `see`.
+    ///
+    /// # Errors
+    /// As [`Graph::run`], and what `see` returns.
+    pub fn run_with(
+        &self,
+        inputs: &[Tensor],
+        mut see: impl FnMut(Var, &Node, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        self.check_inputs(inputs)?;
+        let last = self.last_uses();
+        let mut values: Vec<Vec<Option<Tensor>>> =
+            self.nodes.iter().map(|n| vec![None; n.outputs.len()]).collect();
+        for (v, x) in self.inputs.iter().zip(inputs) {
+            values[v.node][v.slot] = Some(x.clone());
+        }
+        for (i, node) in self.nodes.iter().enumerate() {
+            match &node.kind {
+                Kind::Input => {}
+                Kind::Const(t) => {
+                    values[i][0] = Some(t.clone());
+                    continue;
+                }
+                Kind::Apply { op, inputs } => {
+                    let operands: Vec<Tensor> = inputs
+                        .iter()
+                        .map(|v| {
+                            values[v.node][v.slot].clone().ok_or_else(|| invalid!("an operand was freed"))
+                        })
+                        .collect::<Result<_>>()?;
+                    for v in inputs.iter().filter(|v| last[v.node] == i) {
+                        values[v.node][v.slot] = None;
+                    }
+                    let made = op.eval_owned(operands).map_err(|e| e.at(op.name()).at(&node.name))?;
+                    values[i] = made.into_iter().map(Some).take(node.outputs.len()).collect();
+                }
+            }
+            for (slot, value) in values[i].iter().enumerate() {
+                if let Some(value) = value {
+                    see(Var { node: i, slot }, node, value)?;
+                }
+            }
+        }
+        self.outputs
+            .iter()
+            .map(|(name, v)| {
+                values[v.node][v.slot].clone().ok_or_else(|| invalid!("was not computed").at(name))
+            })
+            .collect()
+    }
+
+    /// The last node that reads each node's values; outputs are read at the end.
+    fn last_uses(&self) -> Vec<usize> {
+        let mut last = vec![0; self.nodes.len()];
+        for (i, n) in self.nodes.iter().enumerate() {
+            if let Kind::Apply { inputs, .. } = &n.kind {
+                for v in inputs {
+                    last[v.node] = i;
+                }
+            }
+        }
+        for (_, v) in &self.outputs {
+            last[v.node] = usize::MAX;
+        }
+        last
+    }
+
+    /// Checks number, types and shapes of inputs; a named dimension must have
+    /// one size throughout.
+    ///
+    /// # Errors
+    /// If an input does not fit; the error names it.
+    pub fn check_inputs(&self, inputs: &[Tensor]) -> Result<()> {
+        if inputs.len() != self.inputs.len() {
+            let names: Vec<&str> = self.inputs().map(|(_, v)| v.name.as_str()).collect();
+            return Err(invalid!(
+                "the model takes {} inputs ({}), found {}",
+                names.len(),
+                names.join(", "),
+                inputs.len()
+            ));
+        }
+        let mut bound = HashMap::new();
+        for ((_, value), x) in self.inputs().zip(inputs) {
+            check_input(value, x, &mut bound).map_err(|e| e.at(format!("input {}", value.name)))?;
+        }
+        Ok(())
+    }
+}
+
+fn check_input<'a>(value: &'a Value, x: &Tensor, bound: &mut HashMap<&'a str, usize>) -> Result<()> {
+    let fact = &value.fact;
+    let fits = fact.dtype == x.dtype()
+        && fact.rank() == x.rank()
+        && fact.shape.iter().zip(x.shape()).all(|(d, n)| match d {
+            Dim::Known(d) => d == n,
+            Dim::Named(name) => *bound.entry(name).or_insert(*n) == *n,
+        });
+    if fits {
+        return Ok(());
+    }
+    Err(invalid!("the model takes {fact}, found {}{:?}", x.dtype(), x.shape()))
+}

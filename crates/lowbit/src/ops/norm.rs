@@ -1,0 +1,427 @@
+//! Normalization: over batches, channels, groups, layers and neighbours.
+//!
+//! Moments are summed in f64; the rest is f32.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::float;
+use crate::error::{Error, Result, invalid};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, arity, optional, optional_fact};
+use crate::tensor::Tensor;
+
+pub(super) const READERS: &[(&str, ReadOp)] = &[
+    ("BatchNormalization", |r| {
+        if r.outputs() > 1 {
+            return Err(Error::unsupported("BatchNormalization", "training (more than one output)"));
+        }
+        r.only("training_mode", &Attribute::Int(0))?;
+        r.only("spatial", &Attribute::Int(1))?;
+        r.ignore("momentum");
+        Ok(Arc::new(BatchNormalization { epsilon: r.float("epsilon", 1e-5)? }))
+    }),
+    ("InstanceNormalization", |r| Ok(Arc::new(InstanceNormalization { epsilon: r.float("epsilon", 1e-5)? }))),
+    ("LayerNormalization", |r| {
+        if r.outputs() > 1 {
+            return Err(Error::unsupported("LayerNormalization", "outputs Mean and InvStdDev"));
+        }
+        r.only("stash_type", &Attribute::Int(1))?;
+        Ok(Arc::new(LayerNormalization {
+            axis: r.int("axis")?.unwrap_or(-1),
+            epsilon: r.float("epsilon", 1e-5)?,
+        }))
+    }),
+    ("GroupNormalization", |r| {
+        r.only("stash_type", &Attribute::Int(1))?;
+        let groups = r.int("num_groups")?.ok_or_else(|| invalid!("attribute num_groups is missing"))?;
+        let groups = usize::try_from(groups)
+            .ok()
+            .filter(|&g| g > 0)
+            .ok_or_else(|| invalid!("attribute num_groups = {groups} must be at least 1"))?;
+        let per_group = r.opset() < 21;
+        Ok(Arc::new(GroupNormalization { groups, per_group, epsilon: r.float("epsilon", 1e-5)? }))
+    }),
+    ("LRN", |r| {
+        let size = r.int("size")?.ok_or_else(|| invalid!("attribute size is missing"))?;
+        let size = usize::try_from(size)
+            .ok()
+            .filter(|&s| s > 0)
+            .ok_or_else(|| invalid!("attribute size = {size} must be at least 1"))?;
+        Ok(Arc::new(Lrn {
+            alpha: r.float("alpha", 1e-4)?,
+            beta: r.float("beta", 0.75)?,
+            bias: r.float("bias", 1.0)?,
+            size,
+        }))
+    }),
+];
+
+/// ONNX `BatchNormalization` as it is used in inference:
+/// `y = (x - mean) / sqrt(var + epsilon) * gamma + beta` for each channel.
+/// Operands: `x [N, C, ..]`, gamma, beta, mean and var, each `[C]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNormalization {
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+impl BatchNormalization {
+    /// The normalization as `y = x * scale + shift`, computed in f64:
+    /// `scale = gamma / sqrt(var + epsilon)`, `shift = beta - mean * scale`.
+    ///
+    /// # Errors
+    /// If the lengths differ.
+    pub fn affine(
+        &self,
+        gamma: &[f32],
+        beta: &[f32],
+        mean: &[f32],
+        var: &[f32],
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let n = gamma.len();
+        if [beta.len(), mean.len(), var.len()] != [n; 3] {
+            return Err(invalid!(
+                "gamma, beta, mean and var have {n}, {}, {} and {} elements; they must be equal",
+                beta.len(),
+                mean.len(),
+                var.len()
+            ));
+        }
+        let channel = |i: usize| {
+            let scale = f64::from(gamma[i]) / (f64::from(var[i]) + f64::from(self.epsilon)).sqrt();
+            (scale as f32, (f64::from(beta[i]) - f64::from(mean[i]) * scale) as f32)
+        };
+        Ok((0..n).map(channel).unzip())
+    }
+}
+
+/// Checks that a parameter has one element for each of `n`.
+fn check_vector(name: &str, p: &Fact, n: &Dim) -> Result<()> {
+    match (p.shape.as_slice(), n) {
+        ([Dim::Known(a)], Dim::Known(b)) if a != b => {
+            Err(invalid!("{name} must have shape [{b}], found {p}"))
+        }
+        ([_], _) => Ok(()),
+        _ => Err(invalid!("{name} must have shape [{n}], found {p}")),
+    }
+}
+
+fn check_channels(x: &Fact) -> Result<&Dim> {
+    x.shape.get(1).ok_or_else(|| invalid!("needs an input [N, C, ..], found {x}"))
+}
+
+/// Infers the facts of constants and tensors alike, so that `eval` checks what
+/// `infer` does.
+fn check(op: &dyn Op, inputs: &[&Tensor]) -> Result<()> {
+    let facts: Vec<Fact> = inputs.iter().map(|t| Fact::of(t)).collect();
+    op.infer(&facts.iter().collect::<Vec<_>>()).map(|_| ())
+}
+
+/// `y = x * scale[c] + shift[c]` with channels of `cells` cells.
+fn scale_channels(x: &[f32], cells: usize, scale: &[f32], shift: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    if y.is_empty() {
+        return y;
+    }
+    let planes = y.par_chunks_exact_mut(cells).zip(x.par_chunks_exact(cells)).enumerate();
+    planes.with_min_len(((1 << 15) / cells).max(1)).for_each(|(i, (y, x))| {
+        let (scale, shift) = (scale[i % scale.len()], shift[i % shift.len()]);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
+    });
+    y
+}
+
+impl Op for BatchNormalization {
+    fn name(&self) -> &'static str {
+        "BatchNormalization"
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 5, 5)?;
+        float::common("BatchNormalization", &inputs[..1])?;
+        let channels = check_channels(inputs[0])?;
+        for (name, p) in ["scale", "B", "mean", "var"].into_iter().zip(&inputs[1..]) {
+            float::common("BatchNormalization", &[p])?;
+            check_vector(name, p, channels)?;
+        }
+        Ok(vec![inputs[0].with_shape(inputs[0].shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        check(self, inputs)?;
+        let x = inputs[0];
+        let [gamma, beta, mean, var] = [1, 2, 3, 4].map(|i| float::read(inputs[i]));
+        let (scale, shift) = self.affine(&gamma?, &beta?, &mean?, &var?)?;
+        let cells = x.shape()[2..].iter().product();
+        let y = scale_channels(&float::read(x)?, cells, &scale, &shift);
+        Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![("epsilon", Attribute::Float(self.epsilon))]
+    }
+}
+
+/// Mean and `1 / sqrt(variance + epsilon)`.
+fn moments(x: &[f32], epsilon: f32) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+    (mean, 1.0 / (var + f64::from(epsilon)).sqrt())
+}
+
+/// Normalizes each group of `size` cells; cell `i` of group `j` is then
+/// multiplied by and added to what `affine(i, j)` gives.
+fn normalize(
+    x: &[f32],
+    size: usize,
+    epsilon: f32,
+    affine: impl Fn(usize, usize) -> (f32, f32) + Sync,
+) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    if y.is_empty() {
+        return y;
+    }
+    let groups = y.par_chunks_exact_mut(size).zip(x.par_chunks_exact(size)).enumerate();
+    groups.with_min_len(((1 << 14) / size).max(1)).for_each(|(j, (y, x))| {
+        let (mean, inverse) = moments(x, epsilon);
+        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            let (scale, shift) = affine(i, j);
+            *y = ((f64::from(*x) - mean) * inverse) as f32 * scale + shift;
+        }
+    });
+    y
+}
+
+/// ONNX `InstanceNormalization`: each channel of each image by its own mean
+/// and variance. Operands: `x [N, C, spatial..]`, scale `[C]`, B `[C]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InstanceNormalization {
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+impl Op for InstanceNormalization {
+    fn name(&self) -> &'static str {
+        "InstanceNormalization"
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 3, 3)?;
+        float::common("InstanceNormalization", inputs)?;
+        let channels = check_channels(inputs[0])?;
+        check_vector("scale", inputs[1], channels)?;
+        check_vector("B", inputs[2], channels)?;
+        Ok(vec![inputs[0].with_shape(inputs[0].shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        check(self, inputs)?;
+        let x = inputs[0];
+        let (scale, shift) = (float::read(inputs[1])?, float::read(inputs[2])?);
+        let size = x.shape()[2..].iter().product();
+        let affine = |_, j: usize| (scale[j % scale.len()], shift[j % shift.len()]);
+        let y = normalize(&float::read(x)?, size, self.epsilon, affine);
+        Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![("epsilon", Attribute::Float(self.epsilon))]
+    }
+}
+
+/// ONNX `LayerNormalization`, first output: the axes from `axis` on are
+/// normalized together. Operands: x, scale, optional B, each of the shape of
+/// the normalized axes or of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNormalization {
+    /// The first normalized axis; negative ones count from the end.
+    pub axis: i64,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+impl LayerNormalization {
+    fn first(&self, rank: usize) -> Result<usize> {
+        let axis = if self.axis < 0 { self.axis + rank as i64 } else { self.axis };
+        usize::try_from(axis)
+            .ok()
+            .filter(|&a| a < rank)
+            .ok_or_else(|| invalid!("axis {} does not exist in rank {rank}", self.axis))
+    }
+}
+
+fn check_layer(name: &str, p: &Fact, normalized: &[Dim]) -> Result<()> {
+    let ones = p.shape.iter().take_while(|d| **d == Dim::Known(1)).count();
+    let own = &p.shape[ones.min(p.rank().saturating_sub(normalized.len()))..];
+    let agrees = |a: &Dim, b: &Dim| a == b || a.known().is_none() || b.known().is_none();
+    let same = own.len() == normalized.len() && own.iter().zip(normalized).all(|(a, b)| agrees(a, b));
+    if same || p.shape.iter().all(|d| *d == Dim::Known(1)) {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        "LayerNormalization",
+        format!(
+            "{name} {p}, which is neither of one element nor of the shape {normalized:?} that is normalized,"
+        ),
+    ))
+}
+
+impl Op for LayerNormalization {
+    fn name(&self) -> &'static str {
+        "LayerNormalization"
+    }
+
+    fn opset(&self) -> i64 {
+        17
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 2, 3)?;
+        float::common("LayerNormalization", inputs)?;
+        let x = inputs[0];
+        let normalized = &x.shape[self.first(x.rank())?..];
+        check_layer("Scale", inputs[1], normalized)?;
+        if let Some(b) = optional_fact(inputs, 2) {
+            check_layer("B", b, normalized)?;
+        }
+        Ok(vec![x.with_shape(x.shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        check(self, inputs)?;
+        let x = inputs[0];
+        let scale = float::read(inputs[1])?;
+        let shift = optional(inputs, 2).map(float::read).transpose()?;
+        let size = x.shape()[self.first(x.rank())?..].iter().product();
+        let at = |p: &[f32], i: usize| p[if p.len() == 1 { 0 } else { i }];
+        let affine = |i, _| (at(&scale, i), shift.as_deref().map_or(0.0, |s| at(s, i)));
+        let y = normalize(&float::read(x)?, size, self.epsilon, affine);
+        Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![("axis", Attribute::Int(self.axis)), ("epsilon", Attribute::Float(self.epsilon))]
+    }
+}
+
+/// ONNX `GroupNormalization`: the channels of each image are normalized in
+/// `groups` groups. Operands: `x [N, C, ..]`, scale and bias, `[C]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormalization {
+    /// Number of groups; divides C.
+    pub groups: usize,
+    /// Scale and bias are `[groups]`, as opsets 18 to 20 had it.
+    pub per_group: bool,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+impl Op for GroupNormalization {
+    fn name(&self) -> &'static str {
+        "GroupNormalization"
+    }
+
+    fn opset(&self) -> i64 {
+        if self.per_group { 18 } else { 21 }
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 3, 3)?;
+        float::common("GroupNormalization", inputs)?;
+        let channels = check_channels(inputs[0])?;
+        if let Dim::Known(c) = channels
+            && (self.groups == 0 || !c.is_multiple_of(self.groups))
+        {
+            return Err(invalid!("{c} channels do not divide into {} groups", self.groups));
+        }
+        let own = if self.per_group { &Dim::Known(self.groups) } else { channels };
+        check_vector("scale", inputs[1], own)?;
+        check_vector("bias", inputs[2], own)?;
+        Ok(vec![inputs[0].with_shape(inputs[0].shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        check(self, inputs)?;
+        let x = inputs[0];
+        let (scale, shift) = (float::read(inputs[1])?, float::read(inputs[2])?);
+        let cells: usize = x.shape()[2..].iter().product();
+        let together = x.shape()[1] / self.groups;
+        let affine = |i: usize, j: usize| {
+            let group = j % self.groups;
+            let at = if self.per_group { group } else { group * together + i / cells };
+            (scale[at], shift[at])
+        };
+        let y = normalize(&float::read(x)?, together * cells, self.epsilon, affine);
+        Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![("num_groups", Attribute::Int(self.groups as i64)), ("epsilon", Attribute::Float(self.epsilon))]
+    }
+}
+
+/// ONNX `LRN` over `x [N, C, ..]`:
+/// `y[c] = x[c] / (bias + alpha / size * sum of x[i]^2)^beta` over the channels
+/// `c - floor((size - 1) / 2) ..= c + ceil((size - 1) / 2)` that exist.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lrn {
+    /// Factor of the mean square.
+    pub alpha: f32,
+    /// Exponent.
+    pub beta: f32,
+    /// Added to the mean square.
+    pub bias: f32,
+    /// Number of channels summed.
+    pub size: usize,
+}
+
+impl Op for Lrn {
+    fn name(&self) -> &'static str {
+        "LRN"
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 1, 1)?;
+        float::common("LRN", inputs)?;
+        check_channels(inputs[0])?;
+        Ok(vec![inputs[0].with_shape(inputs[0].shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        check(self, inputs)?;
+        let t = inputs[0];
+        let x = float::read(t)?;
+        let (channels, cells) = (t.shape()[1], t.shape()[2..].iter().product::<usize>());
+        let mut y = vec![0.0; x.len()];
+        if y.is_empty() {
+            return Ok(vec![float::write(t.dtype(), t.shape(), y)?]);
+        }
+        let (before, after) = ((self.size - 1) / 2, self.size / 2);
+        y.par_chunks_exact_mut(cells).enumerate().for_each(|(plane, y)| {
+            let (image, c) = (plane / channels, plane % channels);
+            let image = &x[image * channels * cells..][..channels * cells];
+            let last = c.saturating_add(after).min(channels - 1);
+            for i in c.saturating_sub(before)..=last {
+                y.iter_mut().zip(&image[i * cells..]).for_each(|(y, x)| *y += x * x);
+            }
+            let factor = self.alpha / self.size as f32;
+            let own = &image[c * cells..][..cells];
+            y.iter_mut().zip(own).for_each(|(y, x)| *y = x / (self.bias + factor * *y).powf(self.beta));
+        });
+        Ok(vec![float::write(t.dtype(), t.shape(), y)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![
+            ("alpha", Attribute::Float(self.alpha)),
+            ("beta", Attribute::Float(self.beta)),
+            ("bias", Attribute::Float(self.bias)),
+            ("size", Attribute::Int(self.size as i64)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests;

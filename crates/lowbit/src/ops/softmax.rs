@@ -1,0 +1,152 @@
+//! Softmax and its logarithm.
+
+use std::sync::Arc;
+
+use crate::error::{Result, invalid};
+use crate::op::{Attribute, Attributes, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::tensor::{DType, Tensor};
+
+use super::axis;
+use super::cast::cast;
+use super::strided::permuted;
+
+/// `exp(x) / sum(exp(x))` along an axis, or the logarithm of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    /// The axis.
+    pub axis: i64,
+    /// Whether the logarithm is meant (`LogSoftmax`).
+    pub log: bool,
+}
+
+impl Softmax {
+    /// Softmax along `axis`.
+    pub fn new(axis: i64) -> Softmax {
+        Softmax { axis, log: false }
+    }
+
+    /// As opset 13 and later define it; the reader makes the older form of these.
+    fn read(log: bool, a: &mut Reading) -> Result<Arc<dyn Op>> {
+        Ok(Arc::new(Softmax { axis: a.int("axis")?.unwrap_or(-1), log }))
+    }
+}
+
+macro_rules! rows {
+    ($name:ident, $t:ident, $exp:path, $log:path) => {
+        fn $name(x: &mut [$t], n: usize, log: bool) {
+            for row in x.chunks_exact_mut(n.max(1)) {
+                let top = row.iter().copied().fold($t::NEG_INFINITY, $t::max);
+                if log {
+                    let total: f64 = row.iter().map(|&x| f64::from($exp(x - top))).sum();
+                    let shift = $log(total as $t);
+                    row.iter_mut().for_each(|x| *x = *x - top - shift);
+                } else {
+                    row.iter_mut().for_each(|x| *x = $exp(*x - top));
+                    let total = super::reduce::sum(row, |x| x) as $t;
+                    row.iter_mut().for_each(|x| *x /= total);
+                }
+            }
+        }
+    };
+}
+
+rows!(rows_f32, f32, libm::expf, libm::logf);
+rows!(rows_f64, f64, libm::exp, libm::log);
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        if self.log { "LogSoftmax" } else { "Softmax" }
+    }
+
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(inputs, 1, 1)?;
+        let x = inputs[0];
+        if !x.dtype.is_float() {
+            return Err(invalid!("takes floats, found {}", x.dtype));
+        }
+        axis::one(self.axis, x.rank())?;
+        Ok(vec![x.with_shape(x.shape.clone())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        self.infer(&[&Fact::of(inputs.first().ok_or_else(|| invalid!("takes 1 input, found 0"))?)])?;
+        let x = inputs[0];
+        let at = axis::one(self.axis, x.rank())?;
+        if matches!(x.dtype(), DType::F16 | DType::BF16) {
+            let y = self.eval(&[&cast(x, DType::F32)?])?.remove(0);
+            return Ok(vec![cast(&y, x.dtype())?]);
+        }
+        let n = x.shape()[at];
+        // The axis changes places with the last one, and back.
+        let mut perm: Vec<usize> = (0..x.rank()).collect();
+        perm.swap(at, x.rank() - 1);
+        let moved = permuted(x, &perm)?;
+        let shape = moved.shape().to_vec();
+        let y = if x.dtype() == DType::F32 {
+            let mut y = moved.into_vec::<f32>()?;
+            rows_f32(&mut y, n, self.log);
+            Tensor::new(&shape, y)?
+        } else {
+            let mut y = moved.into_vec::<f64>()?;
+            rows_f64(&mut y, n, self.log);
+            Tensor::new(&shape, y)?
+        };
+        Ok(vec![permuted(&y, &perm)?])
+    }
+
+    fn attributes(&self) -> Attributes {
+        vec![("axis", Attribute::Int(self.axis))]
+    }
+
+    fn quant(&self) -> Quant {
+        if self.log { Quant::Float } else { Quant::Fixed { lo: 0.0, hi: 1.0 } }
+    }
+}
+
+/// How the family's ONNX nodes are read.
+pub(super) const READERS: &[(&str, ReadOp)] =
+    &[("Softmax", |a| Softmax::read(false, a)), ("LogSoftmax", |a| Softmax::read(true, a))];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(found: &Tensor, expected: &[f64], tolerance: f64) {
+        let found = found.to_f32().unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!((f64::from(*a) - b).abs() < tolerance, "{found:?}, not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn probabilities_add_up() {
+        let x = [0.0f64, 1.0, 2.0, 1000.0];
+        let three = [0.09003057317038046, 0.24472847105479764, 0.6652409557748219];
+        for (dtype, tolerance) in [(DType::F64, 1e-7), (DType::F32, 1e-6), (DType::F16, 1e-3)] {
+            let t = cast(&Tensor::vector(x[..3].to_vec()), dtype).unwrap();
+            near(&Softmax::new(0).eval(&[&t]).unwrap()[0], &three, tolerance);
+            let log = Softmax { log: true, ..Softmax::new(-1) };
+            near(&log.eval(&[&t]).unwrap()[0], &three.map(f64::ln), 3.0 * tolerance);
+        }
+        let t = Tensor::vector(x.map(|x| x as f32).to_vec());
+        near(&Softmax::new(0).eval(&[&t]).unwrap()[0], &[0.0, 0.0, 0.0, 1.0], 1e-9);
+    }
+
+    #[test]
+    fn any_axis_is_normalized() {
+        let x = Tensor::new(&[1, 2, 2], vec![0.0f32, 5.0, 0.0, 5.0]).unwrap();
+        near(&Softmax::new(1).eval(&[&x]).unwrap()[0], &[0.5; 4], 1e-7);
+        near(&Softmax::new(0).eval(&[&x]).unwrap()[0], &[1.0; 4], 1e-7);
+        let y = Softmax::new(-1).eval(&[&x]).unwrap()[0].to_f32().unwrap();
+        assert!((y[0] + y[1] - 1.0).abs() < 1e-6 && y[0] == y[2]);
+        let empty = Tensor::new(&[2, 0], Vec::<f32>::new()).unwrap();
+        assert_eq!(Softmax::new(1).eval(&[&empty]).unwrap(), [empty]);
+    }
+
+    #[test]
+    fn an_axis_outside_is_an_error() {
+        let message = Softmax::new(2).infer(&[&Fact::new(DType::F32, [2, 5])]).unwrap_err().to_string();
+        assert!(message.contains("axis 2"), "{message}");
+    }
+}
