@@ -11,6 +11,8 @@ pub mod op;
 pub mod ops;
 pub mod graph;
 pub mod onnx;
+pub mod qconfig;
+pub mod quantize;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};

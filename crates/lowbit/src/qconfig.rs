@@ -1,0 +1,435 @@
+//! Which node is quantized how: ordered rules, of which the last that matches wins.
+
+mod presets;
+
+use std::fmt;
+
+use globset::{Glob, GlobMatcher};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+pub use presets::{PRESETS, preset};
+
+use crate::error::{Error, Result, invalid};
+use crate::graph::{Graph, Node};
+use crate::observer::ObserverConfig;
+use crate::op::{Op, Quant};
+use crate::scheme::{Format, Granularity, Mapping, Scheme};
+
+/// What shares one scale, before the operator says which axis its channels are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Per {
+    /// The whole tensor.
+    #[default]
+    Tensor,
+    /// Each output channel.
+    Channel,
+}
+
+/// How one kind of value is quantized: its scheme, and who chooses its range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The codes.
+    pub format: Format,
+    /// How reals map to them.
+    pub mapping: Mapping,
+    /// What shares one scale.
+    #[serde(default)]
+    pub per: Per,
+    /// Codes really used, where they are fewer than the format's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes: Option<(i32, i32)>,
+    /// Who chooses the range.
+    #[serde(default = "min_max")]
+    pub observer: ObserverConfig,
+    /// For weights: whether the bias makes up for what quantizing the weight
+    /// takes from the mean output, on the calibration data.
+    #[serde(default, rename = "correct-bias", skip_serializing_if = "std::ops::Not::not")]
+    pub correct_bias: bool,
+}
+
+fn min_max() -> ObserverConfig {
+    ObserverConfig::MinMax
+}
+
+impl Spec {
+    /// A per-tensor spec with min-max ranges.
+    pub fn new(format: Format, mapping: Mapping) -> Spec {
+        Spec {
+            format,
+            mapping,
+            per: Per::Tensor,
+            codes: None,
+            observer: ObserverConfig::MinMax,
+            correct_bias: false,
+        }
+    }
+
+    /// The same spec with a scale for each channel.
+    pub fn per_channel(self) -> Spec {
+        Spec { per: Per::Channel, ..self }
+    }
+
+    /// The same spec with another observer.
+    pub fn observed_by(self, observer: ObserverConfig) -> Spec {
+        Spec { observer, ..self }
+    }
+
+    /// The same spec for weights whose bias makes up for their mean error.
+    pub fn correcting_bias(self) -> Spec {
+        Spec { correct_bias: true, ..self }
+    }
+
+    /// The scheme for a tensor whose channels lie along `axis`; per tensor
+    /// where it has none.
+    pub fn scheme(&self, axis: Option<usize>) -> Scheme {
+        let granularity = match (self.per, axis) {
+            (Per::Channel, Some(axis)) => Granularity::Axis(axis),
+            _ => Granularity::Tensor,
+        };
+        Scheme { format: self.format, mapping: self.mapping, granularity, codes: self.codes }
+    }
+}
+
+/// How a node's activations and weights are quantized.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QConfig {
+    /// Inputs and output.
+    pub activation: Spec,
+    /// The weight, for operators that have one.
+    pub weight: Spec,
+}
+
+/// The nodes that a rule is about.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Every node.
+    All,
+    /// Nodes of one ONNX operator type.
+    Op(String),
+    /// Nodes whose name, or whose output's name, a glob matches (`layer4.*`).
+    Name(GlobMatcher),
+    /// The same by a regular expression.
+    Regex(Regex),
+}
+
+impl Target {
+    /// The nodes whose name matches a glob.
+    ///
+    /// # Errors
+    /// If the glob is malformed.
+    pub fn name(glob: &str) -> Result<Target> {
+        let glob = Glob::new(glob).map_err(|e| invalid!("name = {glob:?}: {e}"))?;
+        Ok(Target::Name(glob.compile_matcher()))
+    }
+
+    /// The nodes whose name matches a regular expression.
+    ///
+    /// # Errors
+    /// If the expression is malformed.
+    pub fn regex(expression: &str) -> Result<Target> {
+        Ok(Target::Regex(Regex::new(expression).map_err(|e| invalid!("regex = {expression:?}: {e}"))?))
+    }
+
+    /// Whether the target is one operator type or one name, rather than a
+    /// region that may well hold nodes that stay in float.
+    fn is_one_kind(&self) -> bool {
+        match self {
+            Target::Op(_) => true,
+            Target::Name(glob) => !glob.glob().glob().contains(['*', '?', '[', '{']),
+            Target::All | Target::Regex(_) => false,
+        }
+    }
+
+    fn matches(&self, node: &Node, op: &dyn Op) -> bool {
+        let mut names = std::iter::once(&node.name).chain(node.outputs.iter().map(|o| &o.name));
+        match self {
+            Target::All => true,
+            Target::Op(name) => op.name() == name,
+            Target::Name(glob) => names.any(|n| glob.is_match(n)),
+            Target::Regex(regex) => names.any(|n| regex.is_match(n)),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::All => f.write_str("for every node"),
+            Target::Op(name) => write!(f, "op = {name:?}"),
+            Target::Name(glob) => write!(f, "name = {:?}", glob.glob().glob()),
+            Target::Regex(regex) => write!(f, "regex = {:?}", regex.as_str()),
+        }
+    }
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Target) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+/// One rule: these nodes are quantized like this, or stay in float (`None`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// The nodes.
+    pub target: Target,
+    /// How they are quantized.
+    pub qconfig: Option<QConfig>,
+}
+
+/// Ordered rules; for each node the last one that matches it wins. A node that
+/// no rule matches stays in float.
+///
+/// In TOML:
+/// ```toml
+/// preset = "default"            # the rule for every node that comes first
+///
+/// [[rule]]
+/// op = "Softmax"                # or name = "layer4.*", or regex = "^conv1$"
+/// float = true
+///
+/// [[rule]]
+/// name = "/conv1/Conv"
+/// [rule.activation]
+/// format = "int16"
+/// mapping = "symmetric"
+/// observer = { kind = "min-max" }
+/// [rule.weight]
+/// format = "int8-narrow"
+/// mapping = "symmetric"
+/// per = "channel"
+/// ```
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(try_from = "File", into = "File")]
+pub struct QConfigMapping {
+    /// The rules.
+    pub rules: Vec<Rule>,
+}
+
+impl QConfigMapping {
+    /// Every node quantized alike.
+    pub fn global(qconfig: QConfig) -> QConfigMapping {
+        QConfigMapping { rules: vec![Rule { target: Target::All, qconfig: Some(qconfig) }] }
+    }
+
+    /// With one more rule, which overrides those before it.
+    #[must_use]
+    pub fn with(mut self, target: Target, qconfig: Option<QConfig>) -> QConfigMapping {
+        self.rules.push(Rule { target, qconfig });
+        self
+    }
+
+    /// Reads the TOML form.
+    ///
+    /// # Errors
+    /// If a key is unknown or a value is malformed; the error says where.
+    pub fn from_toml(text: &str) -> Result<QConfigMapping> {
+        toml::from_str(text).map_err(|e| invalid!("{e}"))
+    }
+
+    /// The TOML form.
+    ///
+    /// # Errors
+    /// If a value cannot be written in TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| invalid!("{e}"))
+    }
+
+    /// The configuration of every operator node, in evaluation order.
+    ///
+    /// # Errors
+    /// If a rule matches no node, or asks a node by name or type for what it
+    /// cannot do; the error names the rule and the node.
+    pub fn resolve(&self, graph: &Graph) -> Result<Vec<Option<&QConfig>>> {
+        let nodes: Vec<_> = graph.applied().map(|(_, node, op, _)| (node, op)).collect();
+        let mut found = vec![None; nodes.len()];
+        for rule in &self.rules {
+            let mut matched = false;
+            for ((node, op), found) in nodes.iter().zip(&mut found) {
+                if rule.target.matches(node, &***op) {
+                    matched = true;
+                    *found = rule.qconfig.as_ref();
+                    rule.check(&***op).map_err(|e| e.at(&node.name).at(format!("rule {}", rule.target)))?;
+                }
+            }
+            if !matched && rule.target != Target::All {
+                return Err(invalid!("matches no node of the model").at(format!("rule {}", rule.target)));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Rule {
+    /// Checks that a node can do what the rule asks of it.
+    fn check(&self, op: &dyn Op) -> Result<()> {
+        let Some(q) = &self.qconfig else { return Ok(()) };
+        q.activation.scheme(None).check().map_err(|e| e.at("activation"))?;
+        q.weight.scheme(None).check().map_err(|e| e.at("weight"))?;
+        if q.activation.per == Per::Channel {
+            return Err(invalid!(
+                "activations have one scale for the whole tensor; per = \"channel\" is for weights"
+            ));
+        }
+        if self.target.is_one_kind() && op.quant() == Quant::Float {
+            return Err(Error::unsupported(
+                op.name(),
+                "quantization of it (leave it in float: float = true)",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The TOML form of a mapping.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    preset: Option<String>,
+    #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<FileRule>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRule {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    op: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    regex: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    float: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    preset: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    activation: Option<Spec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<Spec>,
+}
+
+impl TryFrom<File> for QConfigMapping {
+    type Error = Error;
+
+    fn try_from(file: File) -> Result<QConfigMapping> {
+        let mut mapping = QConfigMapping::default();
+        if file.preset.is_some() || file.rules.is_empty() {
+            let q = preset(file.preset.as_deref().unwrap_or("default"))?;
+            mapping = QConfigMapping::global(q);
+        }
+        for rule in file.rules {
+            let target = match (&rule.op, &rule.name, &rule.regex) {
+                (None, None, None) => Target::All,
+                (Some(op), None, None) => Target::Op(op.clone()),
+                (None, Some(glob), None) => Target::name(glob)?,
+                (None, None, Some(expression)) => Target::regex(expression)?,
+                _ => return Err(invalid!("a rule has one of op, name and regex")),
+            };
+            let qconfig = rule.qconfig(mapping.rules.first().and_then(|r| r.qconfig.as_ref()));
+            mapping
+                .rules
+                .push(Rule { qconfig: qconfig.map_err(|e| e.at(format!("rule {target}")))?, target });
+        }
+        Ok(mapping)
+    }
+}
+
+impl FileRule {
+    /// The configuration that the rule gives; what it leaves out is as in `base`.
+    fn qconfig(&self, base: Option<&QConfig>) -> Result<Option<QConfig>> {
+        if self.float {
+            return match (&self.preset, &self.activation, &self.weight) {
+                (None, None, None) => Ok(None),
+                _ => Err(invalid!("float = true leaves nothing else to say")),
+            };
+        }
+        let mut q = match (&self.preset, base) {
+            (Some(name), _) => preset(name)?,
+            (None, Some(base)) => base.clone(),
+            (None, None) => preset("default")?,
+        };
+        if let Some(activation) = &self.activation {
+            q.activation = activation.clone();
+        }
+        if let Some(weight) = &self.weight {
+            q.weight = weight.clone();
+        }
+        Ok(Some(q))
+    }
+}
+
+impl From<QConfigMapping> for File {
+    fn from(mapping: QConfigMapping) -> File {
+        let rules = mapping.rules.into_iter().map(|rule| {
+            let (op, name, regex) = match &rule.target {
+                Target::All => (None, None, None),
+                Target::Op(op) => (Some(op.clone()), None, None),
+                Target::Name(glob) => (None, Some(glob.glob().glob().to_string()), None),
+                Target::Regex(regex) => (None, None, Some(regex.as_str().to_string())),
+            };
+            let float = rule.qconfig.is_none();
+            let (activation, weight) =
+                rule.qconfig.map_or((None, None), |q| (Some(q.activation), Some(q.weight)));
+            FileRule { op, name, regex, float, preset: None, activation, weight }
+        });
+        File { preset: None, rules: rules.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toml_is_read_and_written() {
+        let text = r#"
+            preset = "x86"
+            [[rule]]
+            op = "Softmax"
+            float = true
+            [[rule]]
+            name = "layer4.*"
+            [rule.activation]
+            format = "int16"
+            mapping = "symmetric"
+        "#;
+        let mapping = QConfigMapping::from_toml(text).unwrap();
+        assert_eq!(mapping.rules.len(), 3);
+        assert_eq!(mapping.rules[1], Rule { target: Target::Op("Softmax".into()), qconfig: None });
+        let third = mapping.rules[2].qconfig.as_ref().unwrap();
+        assert_eq!(third.activation.format, Format::INT16);
+        assert_eq!(third.weight, preset("x86").unwrap().weight);
+        assert_eq!(QConfigMapping::from_toml(&mapping.to_toml().unwrap()).unwrap(), mapping);
+    }
+
+    #[test]
+    fn every_preset_decodes_by_name_and_survives_toml() {
+        for (name, _) in PRESETS {
+            let mapping = QConfigMapping::from_toml(&format!("preset = {name:?}")).unwrap();
+            assert_eq!(QConfigMapping::from_toml(&mapping.to_toml().unwrap()).unwrap(), mapping, "{name}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, says) in [
+            ("presets = \"x86\"", "presets"),
+            ("preset = \"x87\"", "x87"),
+            ("[[rule]]\nop = \"Conv\"\nname = \"a\"", "one of op, name and regex"),
+            ("[[rule]]\nname = \"a[\"", "a["),
+            ("[[rule]]\nregex = \"(\"", "regex"),
+            ("[[rule]]\nfloat = true\npreset = \"x86\"", "nothing else to say"),
+            ("[[rule]]\n[rule.weight]\nformat = \"int99\"\nmapping = \"affine\"", "int99"),
+            ("[[rule]]\n[rule.weight]\nformat = \"int8\"\nmapping = \"affine\"\nbits = 3", "bits"),
+        ] {
+            let error = QConfigMapping::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

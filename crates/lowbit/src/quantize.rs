@@ -1,0 +1,19 @@
+//! Static quantization: fuse, prepare, calibrate, convert. Each reads a graph
+//! and returns a new one.
+
+mod calibrate;
+mod convert;
+mod finding;
+mod fuse;
+mod means;
+mod placement;
+mod point;
+mod prepare;
+
+pub use calibrate::Progress;
+pub use convert::Converted;
+pub use finding::Finding;
+pub use fuse::fuse;
+pub use means::InputMeans;
+pub use point::{Point, PointOp, Role};
+pub use prepare::{Prepared, prepare};

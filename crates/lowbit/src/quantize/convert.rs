@@ -1,0 +1,251 @@
+//! Points become QuantizeLinear / DequantizeLinear pairs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::finding::Finding;
+use super::point::{PointOp, Role};
+use super::prepare::Prepared;
+use crate::error::Result;
+use crate::graph::{Builder, Graph, Kind, Node, Var};
+use crate::op::Quant;
+use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
+use crate::qparams::QParams;
+use crate::scheme::{Format, Granularity, Mapping, Scheme};
+use crate::tensor::Tensor;
+
+/// A quantized model.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// The Q/DQ graph.
+    pub graph: Graph,
+    /// What deserves attention.
+    pub findings: Vec<Finding>,
+}
+
+impl Prepared {
+    /// The Q/DQ graph: activations quantized and dequantized at their points,
+    /// weights and biases stored as integers.
+    ///
+    /// An activation function that the quantization after it implies (ReLU
+    /// before a range that starts at 0) disappears.
+    ///
+    /// # Errors
+    /// If a point saw no value; the error names it.
+    pub fn convert(&self) -> Result<Converted> {
+        let params =
+            self.points.iter().map(|p| p.params().map_err(|e| e.at(&p.name))).collect::<Result<Vec<_>>>()?;
+        let mut converting = Converting {
+            prepared: self,
+            params,
+            operands: HashMap::new(),
+            weights: HashMap::new(),
+            findings: vec![],
+        };
+        converting.find_constants()?;
+        let graph = self.graph.rebuild(|b, _, node, inputs| converting.node(b, node, inputs))?;
+        Ok(Converted { graph, findings: converting.findings })
+    }
+}
+
+struct Converting<'a> {
+    prepared: &'a Prepared,
+    params: Vec<QParams>,
+    /// Scale and zero point of each point, stored once.
+    operands: HashMap<usize, [Var; 2]>,
+    /// Dequantized weights by constant and scales, stored once.
+    weights: HashMap<(Var, Vec<u32>), Var>,
+    findings: Vec<Finding>,
+}
+
+impl Converting<'_> {
+    fn find_constants(&mut self) -> Result<()> {
+        for p in self.prepared.points.iter().filter(|p| p.role == Role::Activation) {
+            for r in p.observer.ranges()? {
+                if r.lo == r.hi {
+                    self.findings.push(Finding::Constant { value: p.name.clone(), constant: r.lo });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, b: &mut Builder, node: &Node, inputs: &[Var]) -> Result<Vec<Var>> {
+        let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
+        if let Some(point) = op.is::<PointOp>() {
+            return match self.prepared.points[point.point].role {
+                Role::Weight => Ok(inputs.to_vec()),
+                Role::Activation => Ok(vec![self.activation(b, point.point, inputs[0])?]),
+            };
+        }
+        let mut inputs = inputs.to_vec();
+        if let Quant::Compute { weight: Some((w, axis)), bias } = op.quant()
+            && let Some((point, source)) = old.get(w).and_then(|v| self.weight_point(*v))
+        {
+            self.weighted(b, node, &mut inputs, Weighted { w, axis, bias, point, source })?;
+        }
+        b.copy(node, &inputs)
+    }
+
+    /// The weight point that makes `v` and the constant under it.
+    fn weight_point(&self, v: Var) -> Option<(usize, Var)> {
+        let (p, inputs) = self.prepared.graph.made_by::<PointOp>(v)?;
+        (self.prepared.points[p.point].role == Role::Weight).then_some((p.point, inputs[0]))
+    }
+
+    fn activation(&mut self, b: &mut Builder, point: usize, x: Var) -> Result<Var> {
+        let name = b.name(x).to_string();
+        let params = &self.params[point];
+        if let Some(t) = b.so_far().constant(x) {
+            let codes = params.quantize(t)?;
+            let codes = b.constant(&format!("{name}_quantized"), codes);
+            let [scale, zero] = self.scale_and_zero(b, point);
+            return b.apply(
+                &format!("{name}_dequantized"),
+                Arc::new(DequantizeLinear::default()),
+                &[codes, scale, zero],
+            );
+        }
+        let x = implied(b, params, x).unwrap_or(x);
+        let [scale, zero] = self.scale_and_zero(b, point);
+        let q =
+            b.apply(&format!("{name}_quantized"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
+        b.apply(&format!("{name}_dequantized"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
+    }
+
+    fn scale_and_zero(&mut self, b: &mut Builder, point: usize) -> [Var; 2] {
+        let (params, name) = (&self.params[point], &self.prepared.points[point].name);
+        *self.operands.entry(point).or_insert_with(|| {
+            let (scale, zero) = params.operands();
+            [b.constant(&format!("{name}_scale"), scale), b.constant(&format!("{name}_zero_point"), zero)]
+        })
+    }
+
+    fn weighted(&mut self, b: &mut Builder, node: &Node, inputs: &mut Vec<Var>, at: Weighted) -> Result<()> {
+        let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(()) };
+        let mut params = self.params[at.point].clone();
+        let x_scale = b.so_far().made_by::<DequantizeLinear>(inputs[0]).map(|(_, ins)| ins[1]);
+        let x_scale = x_scale.and_then(|s| b.so_far().constant(s)).and_then(|s| s.item::<f32>().ok());
+        let (Some(x_scale), Some(bias)) = (x_scale, at.bias) else {
+            inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
+            return Ok(());
+        };
+        let given = inputs.get(bias).copied().filter(|v| !b.fact(*v).is_absent());
+        let name = given.map_or_else(|| format!("{}.bias", node.name), |v| b.name(v).to_string());
+        let values = match given.map(|v| b.so_far().constant(v)) {
+            None => None,
+            Some(Some(t)) if t.rank() == 1 => Some(t.to_f32()?),
+            Some(_) => {
+                // A computed bias, or one that is broadcast otherwise, stays as it is.
+                inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
+                return Ok(());
+            }
+        };
+        if let Some(values) = &values {
+            self.widen_for_bias(node, &mut params, x_scale, values);
+        }
+        inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
+        let lost = match &self.prepared.points[at.point].means {
+            Some(means) => means.correction(weight, &params.fake_quantize(weight)?, at.axis)?,
+            None => None,
+        };
+        let corrected = match (values, lost) {
+            (Some(values), Some(lost)) => Some(values.iter().zip(lost).map(|(b, lost)| b + lost).collect()),
+            (values, lost) => values.or(lost),
+        };
+        if let Some(values) = corrected {
+            let v = stored_bias(b, &name, &Tensor::vector(values), x_scale, &params)?;
+            match inputs.get_mut(bias) {
+                Some(input) => *input = v,
+                None => inputs.push(v),
+            }
+        }
+        Ok(())
+    }
+
+    /// Enlarges the scale of channels whose bias would not fit into i32
+    /// (docs/quantization.md, equation 5).
+    fn widen_for_bias(&mut self, node: &Node, params: &mut QParams, x_scale: f32, bias: &[f32]) {
+        // Room for the accumulated products beside the bias.
+        const MOST: f64 = (1u32 << 30) as f64;
+        let channels = params.scale.len();
+        let mut enlarged = vec![];
+        for (c, b) in bias.iter().enumerate() {
+            let scale = &mut params.scale[if channels == 1 { 0 } else { c }];
+            let least = f64::from(b.abs()) / (f64::from(x_scale) * MOST);
+            if f64::from(*scale) < least {
+                *scale = least as f32;
+                enlarged.push(c);
+            }
+        }
+        if !enlarged.is_empty() {
+            self.findings.push(Finding::BiasOverflow { node: node.name.clone(), channels: enlarged });
+        }
+    }
+
+    fn stored_weight(
+        &mut self,
+        b: &mut Builder,
+        source: Var,
+        weight: &Tensor,
+        params: &QParams,
+        axis: usize,
+    ) -> Result<Var> {
+        let key = (source, params.scale.iter().map(|s| s.to_bits()).collect());
+        if let Some(v) = self.weights.get(&key) {
+            return Ok(*v);
+        }
+        let name = self.prepared.graph.value(source).name.clone();
+        let codes = b.constant(&format!("{name}_quantized"), params.quantize(weight)?);
+        // Zero points are written where they are 0 too: some runtimes take a
+        // missing one as a scalar and refuse it beside scales per channel.
+        let (scale, zero) = params.operands();
+        let scale = b.constant(&format!("{name}_scale"), scale);
+        let operands = [codes, scale, b.constant(&format!("{name}_zero_point"), zero)];
+        let axis = if params.scheme.granularity == Granularity::Tensor { 0 } else { axis };
+        let op = DequantizeLinear::along(axis as i64);
+        let v = b.apply(&format!("{name}_dequantized"), Arc::new(op), &operands)?;
+        self.weights.insert(key, v);
+        Ok(v)
+    }
+}
+
+/// Where a node's weight and bias are.
+struct Weighted {
+    w: usize,
+    axis: usize,
+    bias: Option<usize>,
+    point: usize,
+    source: Var,
+}
+
+/// The bias in i32 at scale `s_x s_w[c]` (docs/quantization.md, equation 5), dequantized.
+fn stored_bias(b: &mut Builder, name: &str, values: &Tensor, x_scale: f32, weight: &QParams) -> Result<Var> {
+    let per_channel = weight.scale.len() > 1;
+    let scheme = Scheme {
+        format: Format::INT32,
+        mapping: Mapping::Symmetric,
+        granularity: if per_channel { Granularity::Axis(0) } else { Granularity::Tensor },
+        codes: None,
+    };
+    let scale: Vec<f32> = weight.scale.iter().map(|s| x_scale * s).collect();
+    let params = QParams { scheme, zero_point: vec![0; scale.len()], scale };
+    let codes = b.constant(&format!("{name}_quantized"), params.quantize(values)?);
+    let scale = b.constant(&format!("{name}_scale"), params.operands().0);
+    b.apply(&format!("{name}_dequantized"), Arc::new(DequantizeLinear::along(0)), &[codes, scale])
+}
+
+/// The operand of the activation function that makes `x`, if quantizing it
+/// gives the same codes: no code lies outside the function's range.
+fn implied(b: &Builder, params: &QParams, x: Var) -> Option<Var> {
+    let Kind::Apply { op, inputs } = &b.so_far().node(x).kind else { return None };
+    let Quant::Clamp { lo, hi } = op.quant() else { return None };
+    let (least, greatest) = params.scheme.bounds();
+    let code = |x: f32| {
+        let q = f64::from(x / params.scale[0]).round_ties_even() + f64::from(params.zero_point[0]);
+        q.clamp(f64::from(i32::MIN), f64::from(i32::MAX)) as i32
+    };
+    let integers = !params.scheme.format.is_float();
+    (integers && params.scheme.codes.is_none() && code(lo) <= least && code(hi) >= greatest)
+        .then_some(inputs[0])
+}

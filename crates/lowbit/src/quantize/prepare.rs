@@ -1,0 +1,226 @@
+//! A graph with points in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::means::InputMeans;
+use super::placement::{Placement, operands};
+use super::point::{Point, PointOp, Role};
+use crate::error::Result;
+use crate::graph::{Builder, Graph, Kind, Var};
+use crate::observer::{AnyObserver, ObserverConfig};
+use crate::op::Quant;
+use crate::qconfig::{QConfigMapping, Spec};
+use crate::tensor::Tensor;
+
+/// A float graph with a [`PointOp`] wherever a value will be quantized, and
+/// what has been observed there so far.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub(super) graph: Graph,
+    pub(super) points: Vec<Point>,
+    watches: HashMap<Var, Vec<Watch>>,
+}
+
+/// A point that a value is shown to, as the how manieth of its values.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    pub point: usize,
+    pub site: usize,
+}
+
+/// Places points in a fused graph, by the rules of `mapping`.
+///
+/// Operators that compute in integers have their inputs and outputs quantized;
+/// those that only move values ([`Quant::Share`], [`Quant::Merge`]) share one
+/// point between input and output; an activation function right after an
+/// operator belongs to it. Weights are observed here, once.
+///
+/// # Errors
+/// If a rule matches nothing or cannot be honoured, or a weight cannot be
+/// observed (NaN); the error names rule and node.
+pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
+    let configs = mapping.resolve(graph)?;
+    let placement = Placement::new(graph, &configs);
+    let by_node: HashMap<Var, _> = graph.applied().map(|(v, ..)| v).zip(configs.iter().copied()).collect();
+    let mut preparing = Preparing {
+        old: graph,
+        placement,
+        points: vec![],
+        by_class: HashMap::new(),
+        at_source: HashMap::new(),
+    };
+    let prepared = graph.rebuild(|b, v, node, inputs| {
+        let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
+        let config = by_node[&v];
+        let mut inputs = inputs.to_vec();
+        if let Some(config) = config {
+            let operands = operands(graph, &**op, old);
+            for i in operands.activations {
+                inputs[i] = preparing.pointed(b, old[i], inputs[i], &config.activation, op.quant())?;
+            }
+            if let Some((i, axis)) = operands.weight.filter(|_| preparing.is_computed(v, old)) {
+                let channels = op.name().contains("Conv").then_some(1);
+                inputs[i] = preparing.weight(b, old[i], inputs[i], &config.weight, axis, channels)?;
+            }
+        }
+        let made = b.copy(node, &inputs)?;
+        let fixed = match op.quant() {
+            Quant::Fixed { lo, hi } => Some(ObserverConfig::Fixed { lo, hi }),
+            _ => None,
+        };
+        made.into_iter()
+            .enumerate()
+            .map(|(slot, raw)| preparing.produced(b, v.output(slot), raw, fixed))
+            .collect()
+    })?;
+    Ok(Prepared::watching(prepared, preparing.points))
+}
+
+struct Preparing<'a> {
+    old: &'a Graph,
+    placement: Placement<'a>,
+    points: Vec<Point>,
+    /// The point of each class of values and way of quantizing.
+    by_class: HashMap<(Var, String), usize>,
+    /// Points right after inputs and constants, which are not replayed as nodes.
+    at_source: HashMap<(Var, usize), Var>,
+}
+
+impl Preparing<'_> {
+    /// Whether the node that makes `v` computes in integers: its activation
+    /// operand has a point.
+    fn is_computed(&self, v: Var, inputs: &[Var]) -> bool {
+        self.placement.of(v).is_some() || inputs.first().is_some_and(|x| self.placement.of(*x).is_some())
+    }
+
+    /// The value that a node configured with `wanted` reads in the place of
+    /// `old`, whose rebuilt form is `new`.
+    fn pointed(&mut self, b: &mut Builder, old: Var, new: Var, wanted: &Spec, quant: Quant) -> Result<Var> {
+        let Some((class, spec)) = self.placement.of(old).map(|(c, s)| (c, s.clone())) else { return Ok(new) };
+        let shares = matches!(quant, Quant::Share | Quant::Merge);
+        let spec = if shares { spec } else { wanted.clone() };
+        let raw = match b.so_far().made_by::<PointOp>(new) {
+            Some((p, _)) if self.points[p.point].scheme == spec.scheme(None) => return Ok(new),
+            Some((_, inputs)) => inputs[0],
+            None => new,
+        };
+        self.point(b, old, raw, class, &spec)
+    }
+
+    /// The value that readers of a node's output `old` see.
+    fn produced(
+        &mut self,
+        b: &mut Builder,
+        old: Var,
+        raw: Var,
+        fixed: Option<ObserverConfig>,
+    ) -> Result<Var> {
+        let Some((class, spec)) = self.placement.of(old).map(|(c, s)| (c, s.clone())) else { return Ok(raw) };
+        let spec = match fixed {
+            Some(observer) => spec.observed_by(observer),
+            None => spec,
+        };
+        self.point(b, old, raw, class, &spec)
+    }
+
+    fn point(&mut self, b: &mut Builder, old: Var, raw: Var, class: Var, spec: &Spec) -> Result<Var> {
+        let scheme = spec.scheme(None);
+        let key = (class, scheme.to_string());
+        let point = match self.by_class.get(&key) {
+            Some(point) => *point,
+            None => {
+                let name = self.old.value(class).name.clone();
+                self.points.push(Point {
+                    name,
+                    role: Role::Activation,
+                    scheme,
+                    observer: AnyObserver::new(spec.observer, scheme)?,
+                    means: None,
+                    sites: 0,
+                });
+                self.by_class.insert(key, self.points.len() - 1);
+                self.points.len() - 1
+            }
+        };
+        if let Some(v) = self.at_source.get(&(raw, point)) {
+            return Ok(*v);
+        }
+        let moved = self.placement.is_moved(old);
+        let name = format!("{}_point", self.old.value(old).name);
+        let v = b.apply(&name, Arc::new(PointOp { point, moved }), &[raw])?;
+        self.at_source.insert((raw, point), v);
+        Ok(v)
+    }
+
+    fn weight(
+        &mut self,
+        b: &mut Builder,
+        old: Var,
+        new: Var,
+        spec: &Spec,
+        axis: usize,
+        channels: Option<usize>,
+    ) -> Result<Var> {
+        let Some(t) = self.old.constant(old) else { return Ok(new) };
+        let name = self.old.value(old).name.clone();
+        let scheme = spec.scheme(Some(axis));
+        let mut observer = AnyObserver::new(spec.observer, scheme).map_err(|e| e.at(&name))?;
+        observer.observe(t).map_err(|e| e.at(&name))?;
+        let (role, means) = (Role::Weight, spec.correct_bias.then(|| InputMeans::new(channels)));
+        self.points.push(Point { name: name.clone(), role, scheme, observer, means, sites: 0 });
+        let op = PointOp { point: self.points.len() - 1, moved: true };
+        b.apply(&format!("{name}_point"), Arc::new(op), &[new])
+    }
+}
+
+impl Prepared {
+    /// Finds the values that each point is shown: those at its places, unless
+    /// they are other values of the point moved around, and for weights the
+    /// data that they are multiplied with.
+    fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
+        let corrected: Vec<bool> = points.iter().map(|p| p.means.is_some()).collect();
+        let mut watches: HashMap<Var, Vec<Watch>> = HashMap::new();
+        let mut watch = |v: Var, point: usize| {
+            watches.entry(v).or_default().push(Watch { point, site: points[point].sites });
+            points[point].sites += 1;
+        };
+        for (v, _, op, inputs) in graph.applied() {
+            if let Some(PointOp { point, moved: false }) = op.is() {
+                watch(v, *point);
+            }
+            for (op, _) in inputs.iter().skip(1).filter_map(|v| graph.made_by::<PointOp>(*v)) {
+                if corrected[op.point] {
+                    watch(inputs[0], op.point);
+                }
+            }
+        }
+        Prepared { graph, points, watches }
+    }
+
+    /// The graph with its points.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The points, in the order in which they were placed.
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Runs one batch and shows its values to the points. Returns the outputs.
+    ///
+    /// # Errors
+    /// If the batch does not fit the model, or a value is NaN; the error names
+    /// the value.
+    pub fn observe(&mut self, batch: &[Tensor]) -> Result<Vec<Tensor>> {
+        let Prepared { graph, points, watches } = self;
+        graph.run_with(batch, |v, _, value| {
+            watches.get(&v).into_iter().flatten().try_for_each(|w| points[w.point].observe(value))
+        })
+    }
+
+    pub(super) fn parts(&mut self) -> (&Graph, &mut Vec<Point>, &HashMap<Var, Vec<Watch>>) {
+        (&self.graph, &mut self.points, &self.watches)
+    }
+}
