@@ -13,6 +13,7 @@ pub mod graph;
 pub mod onnx;
 pub mod qconfig;
 pub mod quantize;
+pub mod session;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
