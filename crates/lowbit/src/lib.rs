@@ -14,6 +14,8 @@ pub mod onnx;
 pub mod qconfig;
 pub mod quantize;
 pub mod session;
+pub mod data;
+pub mod analysis;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};

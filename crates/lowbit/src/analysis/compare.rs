@@ -1,0 +1,423 @@
+//! Where quantization changes a model: a float graph against its Q/DQ graph,
+//! value by value.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use serde::Serialize;
+
+use super::runner::inputs_of;
+use crate::data::Batch;
+use crate::error::{Error, Result, invalid};
+use crate::graph::{Graph, Kind, Var};
+use crate::ops::quantize::DequantizeLinear;
+use crate::tensor::{DType, Tensor};
+
+/// A value of less SQNR than this is [`Verdict::Broken`]: its error has a
+/// sixth of its power.
+pub const BROKEN_DB: f64 = 8.0;
+
+/// A value of less SQNR than this is [`Verdict::Poor`]: its error has a
+/// hundredth of its power.
+pub const POOR_DB: f64 = 20.0;
+
+/// What an SQNR means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// [`POOR_DB`] or more.
+    Good,
+    /// Between [`BROKEN_DB`] and [`POOR_DB`].
+    Poor,
+    /// Less than [`BROKEN_DB`], or NaN.
+    Broken,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Good => "good",
+            Verdict::Poor => "poor",
+            Verdict::Broken => "BROKEN",
+        })
+    }
+}
+
+/// How much a value `x` of the float model differs from its counterpart `y`,
+/// over all elements of all samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ValueError {
+    /// The value's name in the float model.
+    pub value: String,
+    /// The node that makes it; empty for an input.
+    pub node: String,
+    /// The node's operator; `Input` for an input.
+    pub op: String,
+    /// `10 log10(sum x^2 / sum (x - y)^2)` in dB: infinite if they are equal
+    /// (JSON: null).
+    pub sqnr_db: f64,
+    /// `sum (x - y)^2 / n`.
+    pub mse: f64,
+    /// `sum x y / sqrt(sum x^2 sum y^2)`; 1 if both are 0.
+    pub cosine: f64,
+    /// `max |x - y|`.
+    pub max_abs: f64,
+    /// `max |x|`.
+    pub amplitude: f64,
+    /// What the SQNR means.
+    pub verdict: Verdict,
+}
+
+/// Where a broken output's damage starts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Damage {
+    /// The output.
+    pub output: String,
+    /// Its SQNR in dB.
+    pub sqnr_db: f64,
+    /// Of the values on the way to the output, up to the first broken one, that
+    /// whose ratio of error to value power grows the most over its sources'.
+    pub value: String,
+    /// The node that makes it.
+    pub node: String,
+    /// The least SQNR among its sources, in dB (infinite for constants and
+    /// unquantized inputs; JSON: null).
+    pub before_db: f64,
+    /// Its own SQNR in dB.
+    pub after_db: f64,
+    /// Whether the quantized model has weights with one scale for all channels.
+    pub per_tensor_weights: bool,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Damage { output, sqnr_db, value, node, before_db, after_db, per_tensor_weights } = self;
+        let before = if before_db.is_finite() { format!("{before_db:.1} dB") } else { "exact".into() };
+        let advice = if *per_tensor_weights {
+            "try per-channel weights".to_string()
+        } else {
+            format!("try another calibrator, or keep {node} in float")
+        };
+        write!(
+            f,
+            "output {output} has SQNR {sqnr_db:.1} dB: this model is broken; the damage starts at node {node} \
+             (value {value} falls from {before} to {after_db:.1} dB); {advice}"
+        )
+    }
+}
+
+/// A float model against its quantized form.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The number of samples.
+    pub samples: usize,
+    /// The values that both models have, in evaluation order, outputs left out.
+    pub values: Vec<ValueError>,
+    /// The outputs.
+    pub outputs: Vec<ValueError>,
+    /// Why outputs are broken; empty if none is.
+    pub damage: Vec<Damage>,
+}
+
+impl Comparison {
+    /// The values and outputs of least SQNR, the least first.
+    pub fn worst(&self) -> Vec<&ValueError> {
+        let mut all: Vec<&ValueError> = self.values.iter().chain(&self.outputs).collect();
+        let key = |e: &ValueError| if e.sqnr_db.is_nan() { f64::NEG_INFINITY } else { e.sqnr_db };
+        all.sort_by(|a, b| key(a).total_cmp(&key(b)));
+        all
+    }
+}
+
+/// Runs both models on every batch and compares their values, paired by name:
+/// the counterpart of the float value `t` is the DequantizeLinear output
+/// `t_dequantized` of the quantized model, else its value `t`. Values of one
+/// model alone are left out; outputs are paired by name, else by position.
+///
+/// Sums are of f64. The float values of one batch are held at a time: use
+/// small batches for large models. `progress` is called with the samples done,
+/// and its error stops the comparison.
+///
+/// # Errors
+/// If there is no batch, the models' outputs or the shapes of a pair differ, or
+/// one of them cannot be run.
+pub fn compare(
+    float: &Graph,
+    quantized: &Graph,
+    batches: impl Iterator<Item = Result<Batch>>,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Comparison> {
+    let pairs = Pairs::new(float, quantized)?;
+    let mut values = vec![Sums::default(); pairs.values.len()];
+    let mut outputs = vec![Sums::default(); pairs.outputs.len()];
+    let mut samples = 0;
+    for batch in batches {
+        let batch = batch?;
+        let mut kept: HashMap<Var, (usize, Tensor)> = HashMap::new();
+        let in_float = |e: Error| e.at("the float model");
+        let want = float.run_with(&inputs_of(float, &batch).map_err(in_float)?, |v, _, t| {
+            if let Some(&(i, counterpart)) = pairs.by_float.get(&v) {
+                kept.insert(counterpart, (i, t.clone()));
+            }
+            Ok(())
+        });
+        let want = want.map_err(in_float)?;
+        let in_quantized = |e: Error| e.at("the quantized model");
+        let found = quantized.run_with(&inputs_of(quantized, &batch).map_err(in_quantized)?, |v, _, y| {
+            let Some((i, x)) = kept.remove(&v) else { return Ok(()) };
+            values[i].add(&x, y).map_err(|e| e.at(&float.value(pairs.values[i]).name))
+        });
+        let found = found.map_err(in_quantized)?;
+        for ((i, j), sums) in pairs.outputs.iter().zip(&mut outputs) {
+            sums.add(&want[*i], &found[*j])
+                .map_err(|e| e.at(format!("output {}", float_output(float, *i).0)))?;
+        }
+        samples += batch.names.len();
+        progress(samples)?;
+    }
+    if samples == 0 {
+        return Err(invalid!("the data holds no sample"));
+    }
+    let error = |name: &str, v: Var, sums: &Sums| {
+        let node = float.node(v);
+        let op = match &node.kind {
+            Kind::Apply { op, .. } => op.name(),
+            _ => "Input",
+        };
+        let node = if matches!(node.kind, Kind::Apply { .. }) { node.name.clone() } else { String::new() };
+        sums.error(name, node, op)
+    };
+    let values: Vec<ValueError> =
+        pairs.values.iter().zip(&values).map(|(v, s)| error(&float.value(*v).name, *v, s)).collect();
+    let outputs: Vec<ValueError> = pairs
+        .outputs
+        .iter()
+        .zip(&outputs)
+        .map(|((i, _), sums)| {
+            let (name, v) = float_output(float, *i);
+            error(name, v, sums)
+        })
+        .collect();
+    let damage = pairs.damage(float, &values, &outputs, per_tensor_weights(quantized));
+    Ok(Comparison { samples, values, outputs, damage })
+}
+
+fn float_output(graph: &Graph, i: usize) -> (&str, Var) {
+    graph.outputs().nth(i).expect("pairs are made of outputs")
+}
+
+/// Which values are compared.
+struct Pairs {
+    /// Values of the float model that have a counterpart, in evaluation order.
+    values: Vec<Var>,
+    /// Position in `values` and counterpart.
+    by_float: HashMap<Var, (usize, Var)>,
+    /// Positions of outputs.
+    outputs: Vec<(usize, usize)>,
+}
+
+impl Pairs {
+    fn new(float: &Graph, quantized: &Graph) -> Result<Pairs> {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (float.outputs().collect(), quantized.outputs().collect());
+        if ours.len() != theirs.len() {
+            return Err(invalid!(
+                "the float model has {} outputs, the quantized one {}: they are not the same model",
+                ours.len(),
+                theirs.len()
+            ));
+        }
+        let position = |i: usize, name: &str| theirs.iter().position(|(n, _)| *n == name).unwrap_or(i);
+        let outputs: Vec<(usize, usize)> =
+            ours.iter().enumerate().map(|(i, (name, _))| (i, position(i, name))).collect();
+        let by_name = computed(quantized);
+        let dequantized = |name: &str| {
+            let v = *by_name.get(format!("{name}_dequantized").as_str())?;
+            quantized.made_by::<DequantizeLinear>(v).map(|_| v)
+        };
+        let (mut values, mut by_float, mut taken) = (vec![], HashMap::new(), HashSet::new());
+        let last: HashSet<Var> = ours.iter().map(|(_, v)| *v).collect();
+        for (v, node) in float.nodes().filter(|(_, n)| !matches!(n.kind, Kind::Const(_))) {
+            for (slot, value) in node.outputs.iter().enumerate() {
+                let v = v.output(slot);
+                let counterpart =
+                    dequantized(&value.name).or_else(|| by_name.get(value.name.as_str()).copied());
+                if let Some(counterpart) = counterpart
+                    && value.fact.dtype == DType::F32
+                    && quantized.fact(counterpart).dtype == DType::F32
+                    && !last.contains(&v)
+                    && taken.insert(counterpart)
+                {
+                    by_float.insert(v, (values.len(), counterpart));
+                    values.push(v);
+                }
+            }
+        }
+        Ok(Pairs { values, by_float, outputs })
+    }
+
+    /// Where the damage of each broken output starts.
+    fn damage(
+        &self,
+        float: &Graph,
+        values: &[ValueError],
+        outputs: &[ValueError],
+        per_tensor_weights: bool,
+    ) -> Vec<Damage> {
+        let mut errors: HashMap<Var, &ValueError> = self.values.iter().copied().zip(values).collect();
+        errors.extend(self.outputs.iter().map(|(i, _)| float_output(float, *i).1).zip(outputs));
+        let before = sources(float, &errors);
+        let broken = self.outputs.iter().zip(outputs).filter(|(_, e)| e.verdict == Verdict::Broken);
+        broken
+            .map(|((i, _), error)| {
+                let (mut at, mut before_db, mut most) = (error, f64::INFINITY, f64::NEG_INFINITY);
+                let way = needed(float, float_output(float, *i).1);
+                let in_order =
+                    float.nodes().flat_map(|(v, n)| (0..n.outputs.len()).map(move |i| v.output(i)));
+                for v in in_order.filter(|v| way.contains(v)) {
+                    let Some(e) = errors.get(&v) else { continue };
+                    let source_db = before.get(&v).copied().unwrap_or(f64::INFINITY);
+                    let growth = noise_to_signal(e.sqnr_db) - noise_to_signal(source_db);
+                    if growth > most {
+                        (at, before_db, most) = (e, source_db, growth);
+                    }
+                    // What comes after builds on a broken value.
+                    if e.verdict == Verdict::Broken {
+                        break;
+                    }
+                }
+                Damage {
+                    output: error.value.clone(),
+                    sqnr_db: error.sqnr_db,
+                    value: at.value.clone(),
+                    node: if at.node.is_empty() { at.value.clone() } else { at.node.clone() },
+                    before_db,
+                    after_db: at.sqnr_db,
+                    per_tensor_weights,
+                }
+            })
+            .collect()
+    }
+}
+
+/// The power of the error over that of the value; a large number in place of
+/// infinity, so that differences exist.
+fn noise_to_signal(sqnr_db: f64) -> f64 {
+    let ratio = 10f64.powf(-sqnr_db / 10.0);
+    if ratio.is_nan() { 1e30 } else { ratio.min(1e30) }
+}
+
+/// Inputs and computed values by name.
+fn computed(graph: &Graph) -> HashMap<&str, Var> {
+    let nodes = graph.nodes().filter(|(_, n)| !matches!(n.kind, Kind::Const(_)));
+    nodes
+        .flat_map(|(v, n)| n.outputs.iter().enumerate().map(move |(i, o)| (o.name.as_str(), v.output(i))))
+        .collect()
+}
+
+/// The least SQNR among the nearest compared values that each value is made of.
+fn sources(graph: &Graph, errors: &HashMap<Var, &ValueError>) -> HashMap<Var, f64> {
+    let mut before: HashMap<Var, f64> = HashMap::new();
+    for (v, node, _, inputs) in graph.applied() {
+        let of = |x: &Var| match errors.get(x) {
+            Some(e) if e.sqnr_db.is_nan() => f64::NEG_INFINITY,
+            Some(e) => e.sqnr_db,
+            None => before.get(x).copied().unwrap_or(f64::INFINITY),
+        };
+        let least = inputs.iter().map(of).fold(f64::INFINITY, f64::min);
+        before.extend((0..node.outputs.len()).map(|slot| (v.output(slot), least)));
+    }
+    before
+}
+
+/// The values that `v` is computed from, and `v`.
+fn needed(graph: &Graph, v: Var) -> HashSet<Var> {
+    let (mut found, mut open) = (HashSet::new(), vec![v]);
+    while let Some(v) = open.pop() {
+        if found.insert(v)
+            && let Kind::Apply { inputs, .. } = &graph.node(v).kind
+        {
+            open.extend(inputs);
+        }
+    }
+    found
+}
+
+/// Whether a stored matrix or filter has a single scale.
+fn per_tensor_weights(graph: &Graph) -> bool {
+    graph.applied().any(|(_, _, op, inputs)| {
+        op.is::<DequantizeLinear>().is_some()
+            && graph
+                .constant(inputs[0])
+                .is_some_and(|t| t.rank() >= 2 && t.shape().iter().filter(|&&n| n > 1).count() > 1)
+            && graph.constant(inputs[1]).is_some_and(|s| s.len() == 1)
+    })
+}
+
+#[derive(Clone, Default)]
+struct Sums {
+    n: u64,
+    xx: f64,
+    yy: f64,
+    xy: f64,
+    noise: f64,
+    max_abs: f64,
+    amplitude: f64,
+}
+
+impl Sums {
+    fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<()> {
+        if x.shape() != y.shape() {
+            return Err(invalid!(
+                "has shape {:?} in the float model and {:?} in the quantized one: they are not the same model",
+                x.shape(),
+                y.shape()
+            ));
+        }
+        for (x, y) in x.to_f32()?.into_iter().zip(y.to_f32()?) {
+            let (x, y) = (f64::from(x), f64::from(y));
+            let d = x - y;
+            self.xx += x * x;
+            self.yy += y * y;
+            self.xy += x * y;
+            self.noise += d * d;
+            // f64::max would drop NaN.
+            if d.is_nan() || d.abs() > self.max_abs {
+                self.max_abs = d.abs();
+            }
+            self.amplitude = self.amplitude.max(x.abs());
+        }
+        self.n += x.len() as u64;
+        Ok(())
+    }
+
+    fn sqnr_db(&self) -> f64 {
+        if self.noise == 0.0 { f64::INFINITY } else { 10.0 * (self.xx / self.noise).log10() }
+    }
+
+    fn error(&self, value: &str, node: String, op: &str) -> ValueError {
+        let sqnr_db = self.sqnr_db();
+        let norms = (self.xx * self.yy).sqrt();
+        ValueError {
+            value: value.into(),
+            node,
+            op: op.into(),
+            sqnr_db,
+            mse: if self.n == 0 { 0.0 } else { self.noise / self.n as f64 },
+            cosine: match (self.xx == 0.0, self.yy == 0.0) {
+                (true, true) => 1.0,
+                (false, false) => self.xy / norms,
+                _ => 0.0,
+            },
+            max_abs: self.max_abs,
+            amplitude: self.amplitude,
+            verdict: match sqnr_db {
+                db if db >= POOR_DB => Verdict::Good,
+                db if db >= BROKEN_DB => Verdict::Poor,
+                _ => Verdict::Broken,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

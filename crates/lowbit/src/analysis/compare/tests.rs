@@ -1,0 +1,158 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::graph::Builder;
+use crate::op::{Dim, Fact};
+use crate::ops::binary::Arithmetic;
+use crate::ops::linear::MatMul;
+use crate::qconfig::{QConfigMapping, preset};
+use crate::quantize::{Prepared, prepare};
+
+fn batch(rows: &[[f32; 2]]) -> Batch {
+    let x = Tensor::new(&[rows.len(), 2], rows.concat()).unwrap();
+    let names = (0..rows.len()).map(|i| i.to_string()).collect();
+    Batch { inputs: vec![("x".into(), x)], labels: None, names }
+}
+
+/// `y = (x W) V + x`, both matrices 2x2.
+fn model(w: [f32; 4], v: [f32; 4]) -> Graph {
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), Dim::Known(2)]));
+    let w = b.constant("w", Tensor::new(&[2, 2], w.to_vec()).unwrap());
+    let v = b.constant("v", Tensor::new(&[2, 2], v.to_vec()).unwrap());
+    let h = b.apply("h", Arc::new(MatMul), &[x, w]).unwrap();
+    let k = b.apply("k", Arc::new(MatMul), &[h, v]).unwrap();
+    let y = b.apply("y", Arc::new(Arithmetic::Add), &[k, x]).unwrap();
+    b.finish([("y".to_string(), y)]).unwrap()
+}
+
+fn quantized(float: &Graph, per_tensor: bool, data: &[[f32; 2]]) -> Graph {
+    let mut q = preset("default").unwrap();
+    if per_tensor {
+        q.weight.per = crate::qconfig::Per::Tensor;
+    }
+    let mut prepared: Prepared = prepare(float, &QConfigMapping::global(q)).unwrap();
+    prepared.observe(&inputs_of(float, &batch(data)).unwrap()).unwrap();
+    prepared.convert().unwrap().graph
+}
+
+fn run(float: &Graph, quantized: &Graph, data: &[[f32; 2]]) -> Result<Comparison> {
+    compare(float, quantized, [Ok(batch(data))].into_iter(), &mut |_| Ok(()))
+}
+
+const DATA: &[[f32; 2]] = &[[1.0, 0.5], [-0.25, 0.75], [0.125, -1.0]];
+const PLAIN: [f32; 4] = [1.0, -0.5, 0.25, 0.75];
+
+#[test]
+fn a_model_equals_itself() {
+    let m = model(PLAIN, PLAIN);
+    let c = run(&m, &m, DATA).unwrap();
+    let names: Vec<&str> = c.values.iter().map(|e| e.value.as_str()).collect();
+    assert_eq!((c.samples, names), (3, vec!["x", "h", "k"]));
+    for e in c.worst() {
+        let found = (e.sqnr_db, e.mse, e.max_abs, e.verdict);
+        assert_eq!(found, (f64::INFINITY, 0.0, 0.0, Verdict::Good), "{e:?}");
+        assert!((e.cosine - 1.0).abs() < 1e-12, "{e:?}");
+    }
+    assert!(c.damage.is_empty());
+}
+
+#[test]
+fn a_quantized_model_is_paired_at_its_dequantized_values() {
+    let m = model(PLAIN, PLAIN);
+    let c = run(&m, &quantized(&m, false, DATA), DATA).unwrap();
+    let names: Vec<&str> = c.values.iter().map(|e| e.value.as_str()).collect();
+    assert_eq!(names, ["x", "h", "k"]);
+    for e in c.worst() {
+        assert!((30.0..70.0).contains(&e.sqnr_db) && e.verdict == Verdict::Good, "{e:?}");
+    }
+    assert!(c.damage.is_empty());
+}
+
+#[test]
+fn damage_is_traced_to_the_node_where_it_starts() {
+    // One column of `v` is so small that a scale for the whole matrix rounds it
+    // to zero, and the next matrix reads nothing else.
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), Dim::Known(2)]));
+    let w = b.constant("w", Tensor::new(&[2, 2], vec![1000.0f32, 0.5, 500.0, -0.75]).unwrap());
+    let v = b.constant("v", Tensor::new(&[2, 1], vec![0.0f32, 1.0]).unwrap());
+    let h = b.apply("h", Arc::new(MatMul), &[x, w]).unwrap();
+    let y = b.apply("y", Arc::new(MatMul), &[h, v]).unwrap();
+    let float = b.finish([("y".to_string(), y)]).unwrap();
+    let c = run(&float, &quantized(&float, true, DATA), DATA).unwrap();
+    let [damage] = c.damage.as_slice() else { panic!("{c:?}") };
+    assert_eq!((damage.output.as_str(), damage.per_tensor_weights), ("y", true));
+    assert_eq!((damage.node.as_str(), damage.value.as_str()), ("y", "y"));
+    let text = damage.to_string();
+    assert!(text.contains("this model is broken") && text.contains("try per-channel weights"), "{text}");
+    assert_eq!(c.worst()[0].verdict, Verdict::Broken);
+}
+
+#[test]
+fn the_first_broken_value_is_named_not_the_last() {
+    let float = model(PLAIN, PLAIN);
+    // Another `w`: `h` is wrong, and `k` because of it.
+    let wrong = model([-1.0, 0.5, -0.25, -0.75], PLAIN);
+    let c = run(&float, &wrong, DATA).unwrap();
+    let [damage] = c.damage.as_slice() else { panic!("{c:?}") };
+    assert_eq!(
+        (damage.node.as_str(), damage.before_db, damage.per_tensor_weights),
+        ("h", f64::INFINITY, false)
+    );
+    assert!((damage.after_db - 10.0 * 0.25f64.log10()).abs() < 1e-9, "{damage:?}");
+    assert!(damage.to_string().contains("keep h in float"), "{damage}");
+}
+
+#[test]
+fn sums_are_exact_on_small_cases() {
+    let nan = f32::NAN;
+    struct Case(&'static [f32], Vec<f32>, f64, f64, f64, f64, Verdict);
+    for Case(x, y, sqnr, mse, cosine, max_abs, verdict) in [
+        Case(&[3.0, 4.0], vec![3.0, 4.0], f64::INFINITY, 0.0, 1.0, 0.0, Verdict::Good),
+        Case(&[3.0, 4.0], vec![3.0, 3.5], 20.0, 0.125, 23.0 / (25.0f64 * 21.25).sqrt(), 0.5, Verdict::Good),
+        Case(&[3.0, 4.0], vec![0.0, 0.0], 0.0, 12.5, 0.0, 4.0, Verdict::Broken),
+        Case(
+            &[3.0, 4.0],
+            vec![3.0, 2.5],
+            10.0 * (25.0f64 / 2.25).log10(),
+            1.125,
+            19.0 / (25.0f64 * 15.25).sqrt(),
+            1.5,
+            Verdict::Poor,
+        ),
+        Case(&[0.0, 0.0], vec![0.0, 0.0], f64::INFINITY, 0.0, 1.0, 0.0, Verdict::Good),
+        Case(&[0.0, 0.0], vec![0.0, 1.0], f64::NEG_INFINITY, 0.5, 0.0, 1.0, Verdict::Broken),
+        Case(&[1.0, 1.0], vec![nan, 1.0], f64::NAN, f64::NAN, f64::NAN, f64::NAN, Verdict::Broken),
+    ] {
+        let mut sums = Sums::default();
+        // In two parts: sums run over all batches.
+        for (x, y) in x.iter().zip(&y) {
+            sums.add(&Tensor::vector(vec![*x]), &Tensor::vector(vec![*y])).unwrap();
+        }
+        let e = sums.error("v", "n".into(), "Op");
+        let same = |a: f64, b: f64| a == b || (a - b).abs() < 1e-9 || (a.is_nan() && b.is_nan());
+        assert!(
+            same(e.sqnr_db, sqnr) && same(e.mse, mse) && same(e.cosine, cosine) && same(e.max_abs, max_abs),
+            "{x:?} {y:?}: {e:?}"
+        );
+        assert_eq!(e.verdict, verdict, "{x:?} {y:?}");
+    }
+}
+
+#[test]
+fn different_models_are_refused() {
+    let m = model(PLAIN, PLAIN);
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), Dim::Known(2)]));
+    let w = b.constant("w", Tensor::new(&[2, 3], vec![1.0f32; 6]).unwrap());
+    let y = b.apply("y", Arc::new(MatMul), &[x, w]).unwrap();
+    let wider = b.finish([("y".to_string(), y)]).unwrap();
+    for (quantized, data, says) in [(&wider, DATA, "not the same model"), (&m, &[][..], "no sample")] {
+        let batches = if data.is_empty() { vec![] } else { vec![Ok(batch(data))] };
+        let error = compare(&m, quantized, batches.into_iter(), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let stopped = compare(&m, &m, [Ok(batch(DATA))].into_iter(), &mut |_| Err(Error::Interrupted));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+}

@@ -1,0 +1,223 @@
+//! Where the time of a run goes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::runner::Runner;
+use crate::error::{Error, Result, invalid};
+use crate::graph::{Graph, Kind, Var};
+use crate::op::{Dim, Fact};
+use crate::tensor::{DType, Tensor, element_count};
+
+/// Wall-clock times of several runs, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Latency {
+    /// Half of the runs took less.
+    pub median_ms: f64,
+    /// The fastest run.
+    pub min_ms: f64,
+    /// Nine of ten runs took less.
+    pub p90_ms: f64,
+}
+
+impl Latency {
+    /// Of times in seconds; none if there are none.
+    pub fn of(seconds: &[f64]) -> Option<Latency> {
+        let mut sorted: Vec<f64> = seconds.iter().map(|s| 1e3 * s).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let rank = |q: f64| ((q * sorted.len() as f64).ceil() as usize).max(1) - 1;
+        let min_ms = *sorted.first()?;
+        Some(Latency { median_ms: sorted[rank(0.5)], min_ms, p90_ms: sorted[rank(0.9)] })
+    }
+}
+
+/// What one node costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeProfile {
+    /// The node.
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// Median time of a run, in milliseconds.
+    pub median_ms: f64,
+    /// Its part of the medians' sum, 0 to 1.
+    pub share: f64,
+    /// Multiply-accumulate operations of a run.
+    pub macs: u64,
+    /// 10^9 multiply-accumulate operations per second.
+    pub gmacs_per_second: f64,
+    /// Bytes of what it computes.
+    pub output_bytes: u64,
+}
+
+/// What a model costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Profile {
+    /// The number of runs measured.
+    pub runs: usize,
+    /// Time of a whole run.
+    pub latency: Latency,
+    /// Multiply-accumulate operations of a run.
+    pub macs: u64,
+    /// What each node costs, the slowest first.
+    pub nodes: Vec<NodeProfile>,
+}
+
+/// Runs a model `warm_up` times unmeasured and `runs` times measured as a
+/// whole, then `runs` times node by node. `progress` is called after each run
+/// with the number of runs done, of `warm_up + 2 runs`; its error stops the
+/// measurement.
+///
+/// # Errors
+/// If `runs` is 0, or the model cannot be run.
+pub fn profile(
+    model: &dyn Runner,
+    inputs: &[Tensor],
+    warm_up: usize,
+    runs: usize,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Profile> {
+    let mut costs = Costs::new(model.graph());
+    costs.learn(model, inputs)?;
+    for i in 0..warm_up {
+        model.run(inputs)?;
+        progress(i + 1)?;
+    }
+    let mut seconds = vec![];
+    for i in 0..runs {
+        let start = Instant::now();
+        model.run(inputs)?;
+        seconds.push(start.elapsed().as_secs_f64());
+        progress(warm_up + i + 1)?;
+    }
+    let latency =
+        Latency::of(&seconds).ok_or_else(|| invalid!("0 runs cannot be measured; give 1 or more"))?;
+    for i in 0..runs {
+        costs.measure(model, inputs)?;
+        progress(warm_up + runs + i + 1)?;
+    }
+    let nodes = costs.profiles();
+    Ok(Profile { runs, latency, macs: nodes.iter().map(|n| n.macs).sum(), nodes })
+}
+
+struct Costs<'a> {
+    graph: &'a Graph,
+    nodes: Vec<Var>,
+    seconds: HashMap<Var, Vec<f64>>,
+    macs: HashMap<Var, u64>,
+    bytes: HashMap<Var, u64>,
+}
+
+impl<'a> Costs<'a> {
+    fn new(graph: &'a Graph) -> Costs<'a> {
+        let nodes: Vec<Var> = graph.applied().map(|(v, ..)| v).collect();
+        Costs { graph, nodes, seconds: HashMap::new(), macs: HashMap::new(), bytes: HashMap::new() }
+    }
+
+    /// Counts bytes and operations for the shapes that the inputs give.
+    fn learn(&mut self, model: &dyn Runner, inputs: &[Tensor]) -> Result<()> {
+        let mut facts: HashMap<Var, Fact> = HashMap::new();
+        facts.extend(self.graph.inputs().zip(inputs).map(|((v, _), t)| (v, Fact::of(t))));
+        model.run_with(inputs, &mut |v, _, t| {
+            facts.insert(v, Fact::of(t));
+            *self.bytes.entry(v.output(0)).or_insert(0) += t.byte_len() as u64;
+            Ok(())
+        })?;
+        for (v, node, op, operands) in self.graph.applied() {
+            let fact = |v: Var| facts.get(&v).unwrap_or_else(|| self.graph.fact(v));
+            let inputs: Vec<&Fact> = operands.iter().map(|v| fact(*v)).collect();
+            let outputs: Vec<&Fact> = (0..node.outputs.len()).map(|slot| fact(v.output(slot))).collect();
+            self.macs.insert(v, op.macs(&inputs, &outputs));
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self, model: &dyn Runner, inputs: &[Tensor]) -> Result<()> {
+        let mut last = Instant::now();
+        let mut spent: HashMap<Var, f64> = HashMap::with_capacity(self.nodes.len());
+        model.run_with(inputs, &mut |v, _, _| {
+            *spent.entry(v.output(0)).or_insert(0.0) += last.elapsed().as_secs_f64();
+            last = Instant::now();
+            Ok(())
+        })?;
+        for (v, s) in spent {
+            self.seconds.entry(v).or_default().push(s);
+        }
+        Ok(())
+    }
+
+    fn profiles(&self) -> Vec<NodeProfile> {
+        let median = |v: &Var| self.seconds.get(v).and_then(|s| Latency::of(s)).map_or(0.0, |l| l.median_ms);
+        let total: f64 = self.nodes.iter().map(median).sum();
+        let profile = |v: &Var| {
+            let node = self.graph.node(*v);
+            let op = match &node.kind {
+                Kind::Apply { op, .. } => op.name().to_string(),
+                _ => String::new(),
+            };
+            let (median_ms, macs) = (median(v), self.macs.get(v).copied().unwrap_or(0));
+            NodeProfile {
+                node: node.name.clone(),
+                op,
+                median_ms,
+                share: if total > 0.0 { median_ms / total } else { 0.0 },
+                macs,
+                gmacs_per_second: if median_ms > 0.0 { macs as f64 / median_ms / 1e6 } else { 0.0 },
+                output_bytes: self.bytes.get(v).copied().unwrap_or(0),
+            }
+        };
+        let mut nodes: Vec<NodeProfile> = self.nodes.iter().map(profile).collect();
+        nodes.sort_by(|a, b| b.median_ms.total_cmp(&a.median_ms));
+        nodes
+    }
+}
+
+/// Inputs for a measurement: f32 values drawn evenly from 0..1, always the
+/// same; zeros of other types. A named dimension has the size that `sizes`
+/// gives its name; else the first of an input is `batch`, and others are 1.
+///
+/// # Errors
+/// If `sizes` names a dimension that the model does not have, or a tensor
+/// would be too large.
+pub fn random_inputs(graph: &Graph, batch: usize, sizes: &BTreeMap<String, usize>) -> Result<Vec<Tensor>> {
+    let named = |name: &String| {
+        let mut dims = graph.inputs().flat_map(|(_, v)| &v.fact.shape);
+        dims.any(|d| matches!(d, Dim::Named(n) if n == name))
+    };
+    if let Some(name) = sizes.keys().find(|name| !named(name)) {
+        let dims = graph.inputs().flat_map(|(_, v)| &v.fact.shape);
+        let names: Vec<String> = dims.filter(|d| d.known().is_none()).map(ToString::to_string).collect();
+        let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+        return Err(invalid!("the model's inputs have no dimension named {name:?}; they have {names}"));
+    }
+    graph
+        .inputs()
+        .map(|(_, v)| random_input(&v.fact, batch, sizes).map_err(|e: Error| e.at(&v.name)))
+        .collect()
+}
+
+fn random_input(fact: &Fact, batch: usize, sizes: &BTreeMap<String, usize>) -> Result<Tensor> {
+    let size = |(i, d): (usize, &Dim)| match d {
+        Dim::Known(n) => *n,
+        Dim::Named(name) => sizes.get(name).copied().unwrap_or(if i == 0 { batch } else { 1 }),
+    };
+    let shape: Vec<usize> = fact.shape.iter().enumerate().map(size).collect();
+    let n = element_count(&shape)?;
+    if fact.dtype != DType::F32 {
+        return Tensor::from_bytes(fact.dtype, &shape, &vec![0; fact.dtype.bytes_of(n)]);
+    }
+    // xorshift32; the upper 24 bits are exact in f32.
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 24) as f32
+    };
+    Tensor::new(&shape, (0..n).map(|_| next()).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! What can be measured: anything that runs a graph.
+
+use crate::data::Batch;
+use crate::error::{Result, invalid};
+use crate::graph::{Graph, Node, Var};
+use crate::op::Dim;
+use crate::session::Session;
+use crate::tensor::Tensor;
+
+/// A model that runs: the float reference ([`Graph`]) or the engine ([`Session`]).
+pub trait Runner: Sync {
+    /// The graph that is run.
+    fn graph(&self) -> &Graph;
+
+    /// The outputs for these inputs.
+    ///
+    /// # Errors
+    /// If an input does not fit, or an operator fails.
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+
+    /// [`Runner::run`], with every input and computed value shown to `see`
+    /// right after it was computed, with its node.
+    ///
+    /// # Errors
+    /// As [`Runner::run`], and what `see` returns.
+    fn run_with(
+        &self,
+        inputs: &[Tensor],
+        see: &mut dyn FnMut(Var, &Node, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>>;
+}
+
+impl Runner for Graph {
+    fn graph(&self) -> &Graph {
+        self
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Graph::run(self, inputs)
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[Tensor],
+        see: &mut dyn FnMut(Var, &Node, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        Graph::run_with(self, inputs, see)
+    }
+}
+
+impl Runner for Session {
+    fn graph(&self) -> &Graph {
+        Session::graph(self)
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Session::run(self, inputs)
+    }
+
+    fn run_with(
+        &self,
+        inputs: &[Tensor],
+        see: &mut dyn FnMut(Var, &Node, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        Session::run_with(self, inputs, see)
+    }
+}
+
+/// The tensors of a batch in the order of a graph's inputs: by name, or the
+/// only tensor for the only input.
+///
+/// # Errors
+/// If an input has no tensor; the error names it.
+pub fn inputs_of(graph: &Graph, batch: &Batch) -> Result<Vec<Tensor>> {
+    if let ([(_, only)], 1) = (batch.inputs.as_slice(), graph.inputs().len()) {
+        return Ok(vec![only.clone()]);
+    }
+    let given = |name: &str| batch.inputs.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+    let inputs = graph.inputs().map(|(_, value)| {
+        given(&value.name).ok_or_else(|| {
+            let names: Vec<&str> = batch.inputs.iter().map(|(n, _)| n.as_str()).collect();
+            invalid!("the data has no array for it; it has {}", names.join(", "))
+                .at(format!("input {}", value.name))
+        })
+    });
+    inputs.collect()
+}
+
+/// The number of samples that a batch has: `wanted`, or what the model fixes.
+pub fn batch_size(graph: &Graph, wanted: usize) -> usize {
+    let fixed = graph.inputs().find_map(|(_, v)| v.fact.shape.first().and_then(Dim::known));
+    fixed.unwrap_or(wanted).max(1)
+}

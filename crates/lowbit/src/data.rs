@@ -1,0 +1,15 @@
+//! Data sets: image folders, arrays and records, read lazily in batches; and
+//! the file formats under them. Every file is taken as untrusted.
+
+mod compressed;
+mod dataset;
+mod files;
+pub mod image;
+pub mod npy;
+pub mod npz;
+mod preprocess;
+mod records;
+
+pub use dataset::{Batch, Batches, Dataset};
+pub use files::write_atomically;
+pub use preprocess::{ArrayRule, Channels, Factor, Interpolation, Layout, Preprocess, Resize, Size};
