@@ -1,20 +1,74 @@
 //! lowbit: quantize, debug, export and run low-bit neural networks.
+//!
+//! A float model and some of its data become an int8 model, which is saved for
+//! any runtime that reads ONNX, and runs here:
+//!
+//! ```
+//! use lowbit::data::{Dataset, Preprocess};
+//! use lowbit::graph::Value;
+//! use lowbit::qconfig::{QConfigMapping, preset};
+//! use lowbit::quantize::{fuse, prepare};
+//! use lowbit::{Result, Tensor, onnx, session::Session};
+//!
+//! # let demo = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo"));
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let out = folder.path().join("digits.int8.onnx");
+//! let float = onnx::load(demo.join("digits.onnx"))?;
+//! let inputs: Vec<Value> = float.inputs().map(|(_, v)| v.clone()).collect();
+//! let pixels = Preprocess::from_toml("[array]\nkey = 'calibration'\nscale = 0.0625")?;
+//! let data = Dataset::open(&demo.join("digits.npz"), &pixels, &inputs)?;
+//! let batches = || {
+//!     data.batches(16).map(|b| -> Result<Vec<Tensor>> { Ok(b?.inputs.into_iter().map(|(_, t)| t).collect()) })
+//! };
+//!
+//! let mapping = QConfigMapping::global(preset("default")?);
+//! let mut prepared = prepare(&fuse(&float)?, &mapping)?;
+//! prepared.calibrate(batches(), &|_batches| Ok(()))?;
+//! let quantized = prepared.convert()?.graph;
+//! onnx::save(&quantized, &out)?;
+//!
+//! let session = Session::compile(&onnx::load(&out)?)?;
+//! let batch = batches().next().unwrap()?;
+//! assert_eq!(session.run(&batch)?[0].shape(), [16, 10]);
+//! assert_eq!(session.report().coverage(), 1.0);
+//! # Ok::<(), lowbit::Error>(())
+//! ```
+//!
+//! The modules, each using only those before it but for readers and tests:
+//!
+//! - [`tensor`], [`scheme`], [`qparams`], [`qtensor`]: values, numeric formats,
+//!   and the formulas between them.
+//! - [`observer`]: watches values and says which range to keep.
+//! - [`op`], [`ops`], [`graph`], [`onnx`]: operators, graphs of them, and files.
+//! - [`qconfig`], [`quantize`]: which node is quantized how, and the stages
+//!   fuse, prepare, calibrate, convert.
+//! - [`session`]: the int8 engine.
+//! - [`data`], [`analysis`]: samples from files; accuracy, errors and times.
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod tensor;
+
 pub mod scheme;
+
 pub mod qparams;
 pub mod qtensor;
+
 pub mod observer;
+
 pub mod op;
 pub mod ops;
+
 pub mod graph;
 pub mod onnx;
+
 pub mod qconfig;
 pub mod quantize;
+
 pub mod session;
+
 pub mod data;
+
 pub mod analysis;
 
 pub use error::{Error, Result};

@@ -1,0 +1,93 @@
+//! `lowbit bench`: how long a model takes, and where.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lowbit::analysis::{Profile, profile, random_inputs};
+use lowbit::onnx;
+
+use crate::data::positive;
+use crate::model::runner;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::table::{Table, bytes, count, percent};
+
+/// Measure latency, as a whole and node by node, on random inputs.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowbit bench model.int8.onnx
+  lowbit bench model.onnx --batch 8 --threads 1 --runs 100
+  lowbit bench text.onnx --dim T=128")]
+pub struct Args {
+    /// The model, float or quantized.
+    model: PathBuf,
+    /// Size of the first dimension of each input, where the model leaves it open.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    batch: usize,
+    /// Size of another named dimension; 1 if not given. May be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dimension)]
+    dims: Vec<(String, usize)>,
+    /// Threads; by default one for each CPU.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Measured runs.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = positive)]
+    runs: usize,
+    /// Runs before, unmeasured.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    warm_up: usize,
+    /// Nodes to list, the slowest first.
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    nodes: usize,
+    /// Run on the float reference executor in place of the int8 engine.
+    #[arg(long)]
+    reference: bool,
+}
+
+fn dimension(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.rsplit_once('=').ok_or_else(|| format!("{text:?} is not NAME=N"))?;
+    Ok((name.to_string(), positive(size)?))
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Output> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let graph = onnx::load(&args.model)?;
+    let sizes: BTreeMap<String, usize> = args.dims.iter().cloned().collect();
+    let inputs = random_inputs(&graph, args.batch, &sizes)?;
+    let model = runner(graph, args.reference)?;
+    let progress = Progress::new("running", args.warm_up.saturating_add(args.runs.saturating_mul(2)));
+    let profile = profile(&*model, &inputs, args.warm_up, args.runs, &mut |done| progress.at(done))?;
+    drop(progress);
+    Output::new(text(&profile, args.nodes), &profile)
+}
+
+fn text(p: &Profile, listed: usize) -> String {
+    let mut table = Table::new(&["node", "op", ">ms", ">share", ">MACs", ">GMAC/s", ">output"]);
+    for n in p.nodes.iter().take(listed) {
+        table.row([
+            n.node.clone(),
+            n.op.clone(),
+            format!("{:.4}", n.median_ms),
+            percent(n.share),
+            count(n.macs),
+            format!("{:.2}", n.gmacs_per_second),
+            bytes(n.output_bytes),
+        ]);
+    }
+    let rest = p.nodes.len().saturating_sub(listed);
+    let rest = if rest > 0 { format!("... and {rest} nodes more (--nodes)\n") } else { String::new() };
+    let l = &p.latency;
+    format!(
+        "latency: median {:.3} ms, min {:.3} ms, p90 {:.3} ms ({} runs, {} threads, {} MACs)\n\n{table}{rest}",
+        l.median_ms,
+        l.min_ms,
+        l.p90_ms,
+        p.runs,
+        rayon::current_num_threads(),
+        count(p.macs)
+    )
+}

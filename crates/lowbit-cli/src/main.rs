@@ -1,0 +1,84 @@
+//! The `lowbit` command line: quantize, check, measure and run models.
+//!
+//! Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted by Ctrl-C.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod compare;
+mod data;
+mod demo;
+mod eval;
+mod inspect;
+mod interrupt;
+mod model;
+mod output;
+mod progress;
+mod quantize;
+mod run;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::{Parser, Subcommand};
+
+use output::Output;
+
+/// Quantize, debug, export and run low-bit neural networks.
+#[derive(Parser)]
+#[command(
+    name = "lowbit",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Start here:
+  lowbit demo                                      quantize a small model that is built in
+  lowbit quantize model.onnx --data images/        make model.int8.onnx
+  lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
+  lowbit compare model.onnx model.int8.onnx --data d   find the layer that hurts
+
+Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avx512vnni chooses the kernels."
+)]
+struct Cli {
+    /// Print JSON in place of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quantize(quantize::Args),
+    Run(run::Args),
+    Eval(eval::Args),
+    Compare(compare::Args),
+    Inspect(inspect::Args),
+    Bench(bench::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = execute(&cli.command).and_then(|output| output.print(cli.json));
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("error: {}", output::one_line(&error.to_string()));
+    match error.downcast_ref() {
+        Some(lowbit::Error::Interrupted) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn execute(command: &Command) -> anyhow::Result<Output> {
+    interrupt::install()?;
+    lowbit_kernels::Kernels::select().map_err(|message| anyhow!(message))?;
+    match command {
+        Command::Quantize(args) => quantize::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}

@@ -1,0 +1,35 @@
+//! A progress bar on stderr, where that is a terminal.
+
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+
+use crate::interrupt;
+
+/// The progress of one stage. It disappears when dropped.
+pub struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// A bar of `total` steps.
+    pub fn new(stage: &'static str, total: usize) -> Progress {
+        // A fixed template; the default style serves if it were malformed.
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        let bar = ProgressBar::new(total as u64).with_finish(ProgressFinish::AndClear).with_style(style);
+        bar.set_message(stage);
+        Progress { bar }
+    }
+
+    /// `done` steps are done; an error once Ctrl-C was pressed.
+    pub fn at(&self, done: usize) -> lowbit::Result<()> {
+        self.bar.set_position(done as u64);
+        interrupt::check()
+    }
+
+    /// One more step is done; an error once Ctrl-C was pressed.
+    pub fn step(&self) -> lowbit::Result<()> {
+        self.bar.inc(1);
+        interrupt::check()
+    }
+}

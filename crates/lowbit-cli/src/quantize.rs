@@ -1,0 +1,276 @@
+//! `lowbit quantize`: a float model in, an int8 model out.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::ValueEnum;
+use lowbit::analysis::batch_size;
+use lowbit::data::{Dataset, Preprocess, write_atomically};
+use lowbit::graph::Graph;
+use lowbit::observer::ObserverConfig;
+use lowbit::onnx;
+use lowbit::qconfig::{Per, QConfigMapping, Target, preset};
+use lowbit::quantize::{Finding, Role, fuse, prepare};
+use lowbit::session::{Report, Session};
+use serde::Serialize;
+
+use crate::data::{DataArgs, named, positive, tensors};
+use crate::model::file_bytes;
+use crate::output::{Output, warn};
+use crate::progress::Progress;
+use crate::table::{Table, bytes, count, percent};
+
+/// Fewer samples than this hardly show the range of a value.
+const FEW_SAMPLES: usize = 8;
+
+/// Quantize a float ONNX model to int8, calibrated on sample data.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lowbit quantize model.onnx --data images/ --resize 256 --crop 224 --scale 0.00392157
+  lowbit quantize model.onnx --data samples.npz --calibrator percentile=99.99
+  lowbit quantize model.onnx --data samples.npz --skip '/classifier/*' -o small.onnx
+  lowbit quantize model.onnx --data samples.npz --config rules.toml
+
+A hundred samples or so, like those that the model will see, are enough.
+In rules.toml, the last rule that matches a node decides:
+  preset = \"default\"
+  [[rule]]
+  op = \"Softmax\"       # or name = \"layer4.*\", or regex = \"^conv1$\"
+  float = true")]
+pub struct Args {
+    /// The float model.
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Where to write; by default MODEL with .int8.onnx.
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: Option<PathBuf>,
+    /// How activations are quantized.
+    #[arg(long, value_enum, default_value_t = Method::Static)]
+    method: Method,
+    /// How the ranges of activations are chosen: min-max, moving-average, histogram,
+    /// percentile, percentile=99.99, entropy or mse; by default what the preset says.
+    #[arg(long, value_parser = calibrator)]
+    calibrator: Option<ObserverConfig>,
+    /// default, or for other backends: x86, fbgemm, onednn, qnnpack, tensorrt, onnxruntime, openvino.
+    #[arg(long, value_name = "NAME", default_value = "default", conflicts_with = "config")]
+    preset: String,
+    /// Rules for each node, in TOML.
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor"])]
+    config: Option<PathBuf>,
+    /// One scale for each weight, in place of one for each of its output channels.
+    #[arg(long)]
+    per_tensor: bool,
+    /// Keep nodes whose name, or whose output's name, matches in float. May be repeated.
+    #[arg(long, value_name = "GLOB")]
+    skip: Vec<String>,
+    /// Samples that run at once while calibrating.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
+    batch: usize,
+}
+
+/// How activations are quantized.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// With ranges found beforehand, on sample data.
+    Static,
+}
+
+fn calibrator(text: &str) -> Result<ObserverConfig, String> {
+    if let Some(percentile) = text.strip_prefix("percentile=") {
+        let percentile = percentile.parse().map_err(|_| format!("{percentile:?} is not a number"))?;
+        return Ok(ObserverConfig::Percentile { percentile });
+    }
+    match text {
+        "min-max" | "moving-average" | "histogram" | "percentile" | "entropy" | "mse" => named(text),
+        _ => {
+            Err("choose min-max, moving-average, histogram, percentile, percentile=99.99, entropy or mse"
+                .into())
+        }
+    }
+}
+
+impl Args {
+    fn output(&self) -> anyhow::Result<PathBuf> {
+        let output = self.output.clone().unwrap_or_else(|| self.model.with_extension("int8.onnx"));
+        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            bail!("{}: the folder {} does not exist; make it first", output.display(), folder.display());
+        }
+        if output.is_dir() {
+            bail!("{}: is a folder; give a file name", output.display());
+        }
+        if let (Ok(a), Ok(b)) = (fs::canonicalize(&output), fs::canonicalize(&self.model))
+            && a == b
+        {
+            bail!("{}: would overwrite the float model; give another name", output.display());
+        }
+        Ok(output)
+    }
+
+    fn mapping(&self) -> lowbit::Result<QConfigMapping> {
+        let mapping = match &self.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|e| lowbit::Error::io(path, e))?;
+                QConfigMapping::from_toml(&text).map_err(|e| e.at(path.display().to_string()))?
+            }
+            None => {
+                let mut q = preset(&self.preset)?;
+                if let Some(observer) = self.calibrator {
+                    q.activation.observer = observer;
+                }
+                if self.per_tensor {
+                    q.weight.per = Per::Tensor;
+                }
+                QConfigMapping::global(q)
+            }
+        };
+        self.skip.iter().try_fold(mapping, |mapping, glob| Ok(mapping.with(Target::name(glob)?, None)))
+    }
+}
+
+/// What quantizing a model gave.
+pub struct Quantized {
+    /// The Q/DQ graph.
+    pub graph: Graph,
+    /// The same, compiled.
+    pub session: Session,
+    /// The number of points of activations.
+    pub activations: usize,
+    /// The number of quantized weights.
+    pub weights: usize,
+    /// What deserves attention.
+    pub findings: Vec<Finding>,
+}
+
+/// Fuses, prepares, calibrates on all of `data` and converts.
+pub fn quantize(
+    float: &Graph,
+    mapping: &QConfigMapping,
+    data: &Dataset,
+    batch: usize,
+) -> lowbit::Result<Quantized> {
+    let fused = fuse(float)?;
+    let mut prepared = prepare(&fused, mapping)?;
+    let batch = batch_size(&fused, batch);
+    let progress = Progress::new("calibrating", data.len().div_ceil(batch));
+    prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
+    let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
+    let (activations, weights) = (points(Role::Activation), points(Role::Weight));
+    let converted = prepared.convert()?;
+    let session = Session::compile(&converted.graph)?;
+    crate::interrupt::check()?;
+    Ok(Quantized { graph: converted.graph, session, activations, weights, findings: converted.findings })
+}
+
+/// Writes a model, and its preprocessing beside it where it has one.
+pub fn save(graph: &Graph, preprocess: &Preprocess, path: &Path) -> lowbit::Result<()> {
+    onnx::save(graph, path)?;
+    let beside = Preprocess::path_beside(path);
+    // A file from an earlier run must not say something else.
+    if *preprocess != Preprocess::default() || beside.exists() {
+        let text = preprocess.to_toml()?;
+        write_atomically(&beside, |f| f.write_all(text.as_bytes()))?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    model: &'a Path,
+    output: &'a Path,
+    float_bytes: u64,
+    int8_bytes: u64,
+    activations: usize,
+    weights: usize,
+    calibration_samples: usize,
+    coverage: f64,
+    session: &'a Report,
+    findings: &'a [Finding],
+    seconds: f64,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<Output> {
+    let start = Instant::now();
+    let Method::Static = args.method;
+    let output = args.output()?;
+    let mapping = args.mapping()?;
+    let float = onnx::load(&args.model)?;
+    if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
+        bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
+    }
+    let data = args.data.open(&args.model, &float)?;
+    if data.len() < FEW_SAMPLES {
+        warn(&format!(
+            "{}: only {} calibration samples; ranges will be poor: give a hundred or so",
+            args.data.data.display(),
+            data.len()
+        ));
+    }
+    let q = quantize(&float, &mapping, &data, args.batch)?;
+    if q.weights == 0 {
+        warn(&format!(
+            "{}: no weight was quantized: it has no layer that lowbit quantizes, or rules keep all of them in float",
+            args.model.display()
+        ));
+    }
+    save(&q.graph, &args.data.preprocess.of(&args.model)?, &output)?;
+    let summary = Summary {
+        model: &args.model,
+        output: &output,
+        float_bytes: file_bytes(&args.model)?,
+        int8_bytes: file_bytes(&output)?,
+        activations: q.activations,
+        weights: q.weights,
+        calibration_samples: data.len(),
+        coverage: q.session.report().coverage(),
+        session: q.session.report(),
+        findings: &q.findings,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Output::new(text(&summary)?, &summary)
+}
+
+fn text(s: &Summary<'_>) -> anyhow::Result<String> {
+    let ratio = s.int8_bytes as f64 / s.float_bytes.max(1) as f64;
+    let mut table = Table::new(&["quantized", ""]);
+    table.row([
+        "size".into(),
+        format!("{} -> {} ({})", bytes(s.float_bytes), bytes(s.int8_bytes), percent(ratio)),
+    ]);
+    table.row(["points".into(), format!("{} activations, {} weights", s.activations, s.weights)]);
+    table.row(["calibrated on".into(), format!("{} samples", s.calibration_samples)]);
+    let macs = format!("{} of {} MACs ({})", percent(s.coverage), count(s.session.macs), s.session.isa);
+    table.row(["in int8".into(), macs]);
+    table.row(["time".into(), format!("{:.1} s", s.seconds)]);
+    table.row(["written to".into(), s.output.display().to_string()]);
+    let mut text = table.to_string();
+    text += &fallbacks(s.session)?;
+    if !s.findings.is_empty() {
+        writeln!(text, "\nfindings:")?;
+        for finding in s.findings {
+            writeln!(text, "  {finding}")?;
+        }
+    }
+    Ok(text)
+}
+
+/// What a compiled model runs in float, and why; empty if nothing.
+pub fn fallbacks(report: &Report) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if report.fallbacks.is_empty() {
+        return Ok(text);
+    }
+    let mut table = Table::new(&["stays in float", "op", ">MACs", "because"]);
+    for f in &report.fallbacks {
+        table.row([f.node.clone(), f.op.clone(), count(f.macs), f.reason.clone()]);
+    }
+    write!(text, "\n{table}")?;
+    Ok(text)
+}

@@ -1,0 +1,215 @@
+//! Every command, end to end, on the demo's model.
+
+use std::fs;
+
+use lowbit::data::npz;
+use serde_json::Value;
+
+use crate::folder::Folder;
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+#[test]
+fn demo_quantizes_without_loss() {
+    let folder = Folder::new();
+    let demo = folder.json(&["demo", "--output", "out"]);
+    for (i, name) in ["float", "int8"].into_iter().enumerate() {
+        let model = &demo["models"][i];
+        assert_eq!(model["model"], name);
+        assert!(number(&model["top1"]) > 0.985, "{model}");
+        assert!(number(&model["latency"]["median_ms"]) > 0.0, "{model}");
+    }
+    assert_eq!((number(&demo["coverage"]), number(&demo["samples"])), (1.0, 450.0));
+    assert!(number(&demo["worst_sqnr_db"]) > 20.0, "{demo}");
+    let float = fs::metadata(folder.path("out/digits.onnx")).unwrap().len();
+    assert!(fs::metadata(folder.path("out/digits.int8.onnx")).unwrap().len() < float / 2);
+    // What the demo suggests to try next works.
+    let text = folder.text(&["demo", "--output", "out"]);
+    let suggested: Vec<&str> = text.lines().filter_map(|l| l.trim().strip_prefix("lowbit ")).collect();
+    assert_eq!(suggested.len(), 4, "{text}");
+    for line in suggested {
+        folder.text(&line.split(' ').collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn quantize_writes_a_model_and_its_preprocessing() {
+    let folder = Folder::new();
+    let summary = folder.json(&["quantize", "digits.onnx", "--data", "calibration.npz"]);
+    assert_eq!(summary["output"], "digits.int8.onnx");
+    assert_eq!((number(&summary["coverage"]), number(&summary["weights"])), (1.0, 6.0));
+    assert_eq!(number(&summary["calibration_samples"]), 128.0);
+    assert!(number(&summary["int8_bytes"]) < 0.5 * number(&summary["float_bytes"]));
+    let preprocess = fs::read_to_string(folder.path("digits.int8.preprocess.toml")).unwrap();
+    assert!(preprocess.contains("scale = 0.0625"), "{preprocess}");
+
+    let scores = &folder.json(&["eval", "digits.onnx", "digits.int8.onnx", "--data", "test.npz"])["scores"];
+    assert!(number(&scores[0]["top1"]) > 0.985 && number(&scores[1]["agreement"]) > 0.985, "{scores}");
+    assert!(number(&scores[1]["paired"]["p"]) > 0.1, "{scores}");
+}
+
+#[test]
+fn quantize_obeys_its_options() {
+    let folder = Folder::new();
+    fs::write(folder.path("rules.toml"), "preset = \"tensorrt\"\n[[rule]]\nop = \"Gemm\"\nfloat = true\n")
+        .unwrap();
+    let all: &[(&[&str], &str, &str)] = &[
+        (&["--skip", "/classifier/*"], "", "/classifier/Gemm"),
+        (&["--config", "rules.toml"], "int8-narrow symmetric", "/classifier/Gemm"),
+        (&["--per-tensor"], "int8 symmetric", ""),
+        (&["--calibrator", "percentile=99.9"], "", ""),
+        (&["--calibrator", "entropy", "--batch", "32"], "", ""),
+        (&["--preset", "x86", "--samples", "16"], "", ""),
+    ];
+    for (options, weights, float) in all {
+        let args =
+            [&["quantize", "digits.onnx", "--data", "calibration.npz", "-o", "q.onnx"][..], options].concat();
+        let summary = folder.json(&args);
+        let fallbacks = summary["session"]["fallbacks"].as_array().unwrap();
+        let found: Vec<&str> = fallbacks.iter().map(|f| f["node"].as_str().unwrap()).collect();
+        assert_eq!(found, float.split_terminator(',').collect::<Vec<_>>(), "{options:?}");
+        let quantized = folder.json(&["inspect", "q.onnx"])["quantized"].clone();
+        let weight = quantized.as_array().unwrap().iter().find(|q| q["place"] == "weight").unwrap();
+        if *options == ["--per-tensor"] {
+            assert_eq!(weight["scheme"], *weights, "{options:?}");
+        }
+        assert_eq!(
+            weight["scale"].as_array().unwrap().len() == 1,
+            *options == ["--per-tensor"],
+            "{options:?}"
+        );
+        let scores = &folder.json(&["eval", "q.onnx", "--data", "test.npz"])["scores"];
+        assert!(number(&scores[0]["top1"]) > 0.97, "{options:?}: {scores}");
+    }
+}
+
+#[test]
+fn quantizing_twice_gives_the_same_bytes() {
+    let folder = Folder::quantized();
+    folder.json(&["quantize", "digits.onnx", "--data", "calibration.npz", "-o", "again.onnx"]);
+    let read = |name| fs::read(folder.path(name)).unwrap();
+    assert!(read("digits.int8.onnx") == read("again.onnx"));
+}
+
+#[test]
+fn run_prints_classes_or_writes_outputs() {
+    let folder = Folder::quantized();
+    fs::write(folder.path("names.txt"), "zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n")
+        .unwrap();
+    let args = ["run", "digits.int8.onnx", "--data", "test.npz", "--samples", "40", "--top", "2"];
+    let samples = folder.json(&[&args[..], &["--labels", "names.txt"]].concat());
+    let labels = npz::read(&folder.path("test.npz")).unwrap()[1].1.integers().unwrap();
+    let names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+    let right = samples.as_array().unwrap().iter().zip(&labels).filter(|(sample, label)| {
+        let class = &sample["classes"][0];
+        assert_eq!(class["name"], names[class["class"].as_u64().unwrap() as usize]);
+        assert!(number(&class["score"]) >= number(&sample["classes"][1]["score"]));
+        class["class"].as_i64() == Some(**label)
+    });
+    assert!(right.count() >= 38, "{samples}");
+    assert!(folder.text(&args).contains("score"));
+
+    for reference in [&[][..], &["--reference"]] {
+        let write = ["run", "digits.int8.onnx", "--data", "test.npz", "--batch", "7", "--output", "out.npz"];
+        folder.text(&[&write[..], reference].concat());
+        let outputs = npz::read(&folder.path("out.npz")).unwrap();
+        assert_eq!((outputs[0].0.as_str(), outputs[0].1.shape()), ("logits", &[450, 10][..]));
+    }
+}
+
+#[test]
+fn inspect_shows_every_stage() {
+    let folder = Folder::quantized();
+    let float = folder.json(&["inspect", "digits.onnx"]);
+    assert_eq!(float["summary"]["operators"]["Conv"], 5);
+    assert_eq!(float["summary"]["operators"]["BatchNormalization"], 5);
+    assert_eq!((number(&float["coverage"]), number(&float["opsets"][0][1])), (0.0, 13.0));
+    let int8 = folder.json(&["inspect", "digits.int8.onnx"]);
+    assert_eq!(number(&int8["coverage"]), 1.0);
+    assert_eq!(int8["summary"]["macs"], float["summary"]["macs"]);
+    for (model, stage, says) in [
+        ("digits.onnx", "graph", "BatchNormalization("),
+        ("digits.onnx", "fused", "Conv("),
+        ("digits.onnx", "points", "int8-narrow symmetric per channel"),
+        ("digits.int8.onnx", "quantized", "image_dequantized"),
+        ("digits.int8.onnx", "lowered", "QConv("),
+    ] {
+        let args = ["inspect", model, "--stage", stage];
+        let text = folder.text(&args);
+        assert!(text.contains(says), "{stage}: {text}");
+        folder.json(&args);
+    }
+    assert!(!folder.text(&["inspect", "digits.onnx", "--stage", "fused"]).contains("BatchNormalization("));
+    assert!(folder.text(&["inspect", "digits.int8.onnx"]).contains("100.00 % of MACs"));
+}
+
+#[test]
+fn compare_finds_the_damage() {
+    let folder = Folder::quantized();
+    let good = ["compare", "digits.onnx", "digits.int8.onnx", "--data", "test.npz", "--samples", "64"];
+    let comparison = folder.json(&good);
+    assert_eq!(comparison["damage"].as_array().unwrap().len(), 0);
+    assert!(number(&comparison["outputs"][0]["sqnr_db"]) > 20.0, "{comparison}");
+    assert!(comparison["values"].as_array().unwrap().len() > 10, "{comparison}");
+    assert!(folder.text(&good).contains("output logits: SQNR"));
+    let worst = folder.text(&[&good[..], &["--worst", "2"]].concat());
+    assert_eq!(worst.lines().filter(|l| l.ends_with(" good") && l.starts_with('/')).count(), 2, "{worst}");
+
+    let rules = "[[rule]]
+        [rule.activation]
+        format = \"uint2\"
+        mapping = \"affine\"
+        [rule.weight]
+        format = \"int2\"
+        mapping = \"symmetric\"";
+    fs::write(folder.path("rules.toml"), rules).unwrap();
+    folder.json(&[
+        "quantize",
+        "digits.onnx",
+        "--data",
+        "calibration.npz",
+        "--config",
+        "rules.toml",
+        "-o",
+        "bad.onnx",
+    ]);
+    let bad = ["compare", "digits.onnx", "bad.onnx", "--data", "test.npz", "--samples", "64"];
+    let text = folder.text(&bad);
+    assert!(text.contains("BROKEN: output logits") && text.contains("the damage starts at node /"), "{text}");
+    let damage = folder.json(&bad)["damage"][0].clone();
+    assert!(number(&damage["after_db"]) < 8.0 && damage["output"] == "logits", "{damage}");
+}
+
+#[test]
+fn bench_profiles_every_node() {
+    let folder = Folder::quantized();
+    for (model, options) in [
+        ("digits.int8.onnx", &["--batch", "3", "--threads", "1"][..]),
+        ("digits.int8.onnx", &["--reference"]),
+        ("digits.onnx", &["--dim", "N=3"]),
+    ] {
+        let args = [&["bench", model, "--runs", "3"][..], options].concat();
+        let profile = folder.json(&args);
+        assert!(
+            number(&profile["latency"]["min_ms"]) <= number(&profile["latency"]["median_ms"]),
+            "{profile}"
+        );
+        let batch = if options == ["--reference"] { 1.0 } else { 3.0 };
+        assert_eq!(number(&profile["macs"]), 699_744.0 * batch, "{options:?}");
+        let text = folder.text(&args);
+        assert!(text.contains("GMAC/s") && text.contains("/residual/first/first.0/Conv"), "{text}");
+    }
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    let folder = Folder::new();
+    let help = folder.text(&["--help"]);
+    for command in ["quantize", "run", "eval", "compare", "inspect", "bench", "demo"] {
+        assert!(help.contains(command), "{help}");
+        let help = folder.text(&[command, "--help"]);
+        assert!(help.contains("Example") && help.contains(&format!("lowbit {command}")), "{help}");
+    }
+}
