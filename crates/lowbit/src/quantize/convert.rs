@@ -124,38 +124,23 @@ impl Converting<'_> {
     fn weighted(&mut self, b: &mut Builder, node: &Node, inputs: &mut Vec<Var>, at: Weighted) -> Result<()> {
         let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(()) };
         let mut params = self.params[at.point].clone();
-        let x_scale = b.so_far().made_by::<DequantizeLinear>(inputs[0]).map(|(_, ins)| ins[1]);
-        let x_scale = x_scale.and_then(|s| b.so_far().constant(s)).and_then(|s| s.item::<f32>().ok());
-        let (Some(x_scale), Some(bias)) = (x_scale, at.bias) else {
-            inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
-            return Ok(());
-        };
-        let given = inputs.get(bias).copied().filter(|v| !b.fact(*v).is_absent());
-        let name = given.map_or_else(|| format!("{}.bias", node.name), |v| b.name(v).to_string());
-        let values = match given.map(|v| b.so_far().constant(v)) {
-            None => None,
-            Some(Some(t)) if t.rank() == 1 => Some(t.to_f32()?),
-            Some(_) => {
-                // A computed bias, or one that is broadcast otherwise, stays as it is.
-                inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
-                return Ok(());
-            }
-        };
-        if let Some(values) = &values {
-            self.widen_for_bias(node, &mut params, x_scale, values);
+        let bias = at.bias.and_then(|i| IntegerBias::find(b, node, inputs, i));
+        if let Some(IntegerBias { x_scale, values: Some(values), .. }) = &bias {
+            self.widen_for_bias(node, &mut params, *x_scale, values);
         }
         inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
+        let Some(bias) = bias else { return Ok(()) };
         let lost = match &self.prepared.points[at.point].means {
             Some(means) => means.correction(weight, &params.fake_quantize(weight)?, at.axis)?,
             None => None,
         };
-        let corrected = match (values, lost) {
+        let corrected = match (bias.values, lost) {
             (Some(values), Some(lost)) => Some(values.iter().zip(lost).map(|(b, lost)| b + lost).collect()),
             (values, lost) => values.or(lost),
         };
         if let Some(values) = corrected {
-            let v = stored_bias(b, &name, &Tensor::vector(values), x_scale, &params)?;
-            match inputs.get_mut(bias) {
+            let v = stored_bias(b, &bias.name, &Tensor::vector(values), bias.x_scale, &params)?;
+            match inputs.get_mut(bias.operand) {
                 Some(input) => *input = v,
                 None => inputs.push(v),
             }
@@ -217,6 +202,29 @@ struct Weighted {
     bias: Option<usize>,
     point: usize,
     source: Var,
+}
+
+/// A bias that can be kept in i32: the operator's input has one scale, and the
+/// bias is a constant with one value a channel, or not there yet.
+struct IntegerBias {
+    operand: usize,
+    x_scale: f32,
+    name: String,
+    values: Option<Vec<f32>>,
+}
+
+impl IntegerBias {
+    fn find(b: &Builder, node: &Node, inputs: &[Var], operand: usize) -> Option<IntegerBias> {
+        let graph = b.so_far();
+        let (_, quantized) = graph.made_by::<DequantizeLinear>(inputs[0])?;
+        let x_scale = graph.constant(quantized[1])?.item::<f32>().ok()?;
+        let Some(v) = inputs.get(operand).filter(|v| !graph.fact(**v).is_absent()) else {
+            let name = format!("{}.bias", node.name);
+            return Some(IntegerBias { operand, x_scale, name, values: None });
+        };
+        let values = graph.constant(*v).filter(|t| t.rank() == 1)?.to_f32().ok()?;
+        Some(IntegerBias { operand, x_scale, name: b.name(*v).to_string(), values: Some(values) })
+    }
 }
 
 /// The bias in i32 at scale `s_x s_w[c]` (docs/quantization.md, equation 5), dequantized.
