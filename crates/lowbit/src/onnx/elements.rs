@@ -6,11 +6,17 @@ use lowbit_onnx::{DataType, TensorData};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
+/// The element type with this number in ONNX; an error says its ONNX name.
+pub fn dtype(number: i32) -> Result<DType> {
+    DType::from_onnx(number.into()).map_err(|e| match DataType::from_onnx(number) {
+        Some(known) => Error::unsupported("element type", format!("{known:?}")),
+        None => e,
+    })
+}
+
 /// The tensor that a file's bytes are.
 pub fn tensor(data: &TensorData) -> Result<Tensor> {
-    let dtype = DType::from_onnx(data.dtype.to_onnx().into())
-        .map_err(|_| Error::unsupported("element type", data.dtype.to_string()))?;
-    Tensor::from_bytes(dtype, &data.dims, &data.bytes)
+    Tensor::from_bytes(dtype(data.dtype.to_onnx())?, &data.dims, &data.bytes)
 }
 
 /// A tensor as it is stored in a file.

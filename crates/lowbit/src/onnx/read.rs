@@ -14,7 +14,7 @@ use crate::error::{Error, Result, invalid};
 use crate::graph::{Builder, Graph, Var};
 use crate::op::{Attribute, Dim, Fact, Reading};
 use crate::ops;
-use crate::tensor::{DType, Tensor, element_count};
+use crate::tensor::{Tensor, element_count};
 
 /// The opsets of the standard domain that are read.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
@@ -289,7 +289,7 @@ fn input_fact(input: &ValueInfoProto) -> Result<Fact> {
     });
     let dims = dims.collect::<Result<Vec<Dim>>>()?;
     element_count(&dims.iter().map(|d| d.known().unwrap_or(1)).collect::<Vec<_>>())?;
-    Ok(Fact::new(DType::from_onnx(t.elem_type().into())?, dims))
+    Ok(Fact::new(elements::dtype(t.elem_type())?, dims))
 }
 
 /// Whether a dimension's name is a number such as -1, which names no size and
