@@ -7,7 +7,9 @@ mod report;
 
 pub use report::{Fallback, Report};
 
-use crate::error::Result;
+use lowbit_kernels::Kernels;
+
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Var};
 use crate::tensor::Tensor;
 
@@ -29,8 +31,10 @@ impl Session {
     ///
     /// # Errors
     /// If an operator cannot be lowered for a reason that is an error in the
-    /// model, such as scales that do not fit; the error names the node.
+    /// model, such as scales that do not fit; the error names the node. Or if
+    /// `LOWBIT_ISA` names an instruction set that this CPU does not have.
     pub fn compile(graph: &Graph) -> Result<Session> {
+        Kernels::select().map_err(Error::Invalid)?;
         let (lowered, report) = lower::lower(graph)?;
         Ok(Session { graph: lowered, report })
     }
