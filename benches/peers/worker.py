@@ -1,0 +1,71 @@
+"""A process that holds one model in one engine and times it when asked.
+
+    worker.py ENGINE MODEL BATCH THREADS
+
+Once the model is ready it prints `ready` and the MiB that the process held before it was read. For each line `WARM_UP
+RUNS` on the standard input it prints the milliseconds of each of RUNS runs; at the end of the input it prints the
+greatest MiB that it ever held.
+"""
+
+import resource
+import sys
+import time
+
+import numpy as np
+
+
+def onnxruntime(model, batch, threads):
+    import onnxruntime as ort
+
+    before = peak()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_free_dimension_override_by_name("N", batch)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    value = session.get_inputs()[0]
+    feed = {value.name: sample(value.shape)}
+    return before, lambda: session.run(None, feed)
+
+
+def openvino(model, batch, threads):
+    import openvino as ov
+
+    core = ov.Core()
+    before = peak()
+    network = core.read_model(model)
+    shape = [d.get_length() if d.is_static else batch for d in network.inputs[0].partial_shape]
+    network.reshape({network.inputs[0]: shape})
+    hints = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    request = core.compile_model(network, "CPU", hints).create_infer_request()
+    x = ov.Tensor(sample(shape))
+    return before, lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
+
+
+def sample(shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main():
+    engine, model, batch, threads = sys.argv[1:]
+    before, run = {"onnxruntime": onnxruntime, "openvino": openvino}[engine](model, int(batch), int(threads))
+    print("ready", before, flush=True)
+    for line in sys.stdin:
+        warm_up, runs = map(int, line.split())
+        for _ in range(warm_up):
+            run()
+        taken = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            run()
+            taken.append(1e3 * (time.perf_counter() - start))
+        print(*taken, flush=True)
+    print(peak(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
