@@ -36,10 +36,10 @@ QUIET = 0.1
 class Peer:
     """Another engine, in a process that lives until `close`."""
 
-    def __init__(self, engine, model, batch, threads):
+    def __init__(self, engine, kind, model, batch, threads):
         worker = Path(__file__).with_name("worker.py")
         self.process = subprocess.Popen(
-            [sys.executable, worker, engine, model, str(batch), str(threads)],
+            [sys.executable, worker, engine, kind, model, str(batch), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.before = float(self.answer()[1])
@@ -190,7 +190,7 @@ def compare(args, files, batch, threads):
     for kind in args.types:
         contenders[kind, OURS] = Lowbit(binary, files[kind], batch, threads)
         for peer in PEERS:
-            contenders[kind, peer] = Peer(peer, files[kind], batch, threads)
+            contenders[kind, peer] = Peer(peer, kind, files[kind], batch, threads)
     rounds = args.rounds if batch == 1 else max(1, args.rounds // 2)
     taken = measure(contenders, args, rounds, peak)
     memory = {name: contender.close() for name, contender in contenders.items()}

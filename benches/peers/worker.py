@@ -1,6 +1,6 @@
 """A process that holds one model in one engine and times it when asked.
 
-    worker.py ENGINE MODEL BATCH THREADS
+    worker.py ENGINE TYPE MODEL BATCH THREADS
 
 Once the model is ready it prints `ready` and the MiB that the process held before it was read. For each line `WARM_UP
 RUNS` on the standard input it prints the milliseconds of each of RUNS runs; at the end of the input it prints the
@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 
-def onnxruntime(model, batch, threads):
+def onnxruntime(_, model, batch, threads):
     import onnxruntime as ort
 
     before = peak()
@@ -28,7 +28,7 @@ def onnxruntime(model, batch, threads):
     return before, lambda: session.run(None, feed)
 
 
-def openvino(model, batch, threads):
+def openvino(kind, model, batch, threads):
     import openvino as ov
 
     core = ov.Core()
@@ -37,6 +37,9 @@ def openvino(model, batch, threads):
     shape = [d.get_length() if d.is_static else batch for d in network.inputs[0].partial_shape]
     network.reshape({network.inputs[0]: shape})
     hints = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    if kind == "float":
+        # The default is bf16 on CPUs that have it, which is another model.
+        hints["INFERENCE_PRECISION_HINT"] = "f32"
     request = core.compile_model(network, "CPU", hints).create_infer_request()
     x = ov.Tensor(sample(shape))
     return before, lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
@@ -51,8 +54,8 @@ def peak():
 
 
 def main():
-    engine, model, batch, threads = sys.argv[1:]
-    before, run = {"onnxruntime": onnxruntime, "openvino": openvino}[engine](model, int(batch), int(threads))
+    engine, kind, model, batch, threads = sys.argv[1:]
+    before, run = {"onnxruntime": onnxruntime, "openvino": openvino}[engine](kind, model, int(batch), int(threads))
     print("ready", before, flush=True)
     for line in sys.stdin:
         warm_up, runs = map(int, line.split())
