@@ -133,7 +133,7 @@ fn inspect_shows_every_stage() {
         ("digits.onnx", "graph", "BatchNormalization("),
         ("digits.onnx", "fused", "Conv("),
         ("digits.onnx", "points", "int8-narrow symmetric per channel"),
-        ("digits.int8.onnx", "quantized", "image_dequantized"),
+        ("digits.int8.onnx", "quantized", "image_dq"),
         ("digits.int8.onnx", "lowered", "QConv("),
     ] {
         let args = ["inspect", model, "--stage", stage];

@@ -131,7 +131,7 @@ impl Comparison {
 
 /// Runs both models on every batch and compares their values, paired by name:
 /// the counterpart of the float value `t` is the DequantizeLinear output
-/// `t_dequantized` of the quantized model, else its value `t`. Values of one
+/// `t_dq` of the quantized model, else its value `t`. Values of one
 /// model alone are left out; outputs are paired by name, else by position.
 ///
 /// Sums are of f64. The float values of one batch are held at a time: use
@@ -231,7 +231,7 @@ impl Pairs {
             ours.iter().enumerate().map(|(i, (name, _))| (i, position(i, name))).collect();
         let by_name = computed(quantized);
         let dequantized = |name: &str| {
-            let v = *by_name.get(format!("{name}_dequantized").as_str())?;
+            let v = *by_name.get(format!("{name}_dq").as_str())?;
             quantized.made_by::<DequantizeLinear>(v).map(|_| v)
         };
         let (mut values, mut by_float, mut taken) = (vec![], HashMap::new(), HashSet::new());

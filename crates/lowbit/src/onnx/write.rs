@@ -119,8 +119,11 @@ fn node_proto(
         }
         input.push(name);
     }
+    // Without a name a node has that of its output: most nodes of a quantized model save it.
+    let quantizes = matches!(op.name(), "QuantizeLinear" | "DequantizeLinear");
+    let implied = quantizes && node.outputs.first().is_some_and(|o| o.name == node.name);
     let proto = NodeProto {
-        name: Some(node.name.clone()),
+        name: (!implied).then(|| node.name.clone()),
         op_type: Some(op.name().into()),
         domain: (!op.domain().is_empty()).then(|| op.domain().into()),
         input,

@@ -37,8 +37,11 @@ fn output_dtype(a: &mut Reading) -> Result<Option<DType>> {
     number.map(DType::from_onnx).transpose()
 }
 
+/// ONNX's default of the attribute `axis`, which a scale of one value ignores.
+const DEFAULT_AXIS: i64 = 1;
+
 fn axis(a: &mut Reading) -> Result<i64> {
-    Ok(a.int("axis")?.unwrap_or(1))
+    Ok(a.int("axis")?.unwrap_or(DEFAULT_AXIS))
 }
 
 fn block(a: &mut Reading) -> Result<usize> {
@@ -50,7 +53,7 @@ fn block(a: &mut Reading) -> Result<usize> {
 ///
 /// Inputs: x in f32 or f16; scale of shape `[]`, `[channels]`, or blocked;
 /// zero point of the same shape, whose element type is the output's.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct QuantizeLinear {
     /// The axis of per-channel and blocked scales, negative from the end.
     pub axis: i64,
@@ -63,7 +66,7 @@ pub struct QuantizeLinear {
 /// `x = (q - zero_point) * scale`.
 ///
 /// Inputs: q; scale; zero point.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DequantizeLinear {
     /// The axis of per-channel and blocked scales, negative from the end.
     pub axis: i64,
@@ -71,6 +74,18 @@ pub struct DequantizeLinear {
     pub block: usize,
     /// Element type of the output; that of the scale by default.
     pub dtype: Option<DType>,
+}
+
+impl Default for QuantizeLinear {
+    fn default() -> QuantizeLinear {
+        QuantizeLinear { axis: DEFAULT_AXIS, block: 0, dtype: None }
+    }
+}
+
+impl Default for DequantizeLinear {
+    fn default() -> DequantizeLinear {
+        DequantizeLinear { axis: DEFAULT_AXIS, block: 0, dtype: None }
+    }
 }
 
 impl DequantizeLinear {
@@ -162,7 +177,10 @@ fn cast(x: Tensor, dtype: DType) -> Result<Tensor> {
 }
 
 fn placement(axis: i64, block: usize, dtype: Option<DType>) -> Attributes {
-    let mut attributes = vec![("axis", Attribute::Int(axis))];
+    let mut attributes = vec![];
+    if axis != DEFAULT_AXIS {
+        attributes.push(("axis", Attribute::Int(axis)));
+    }
     if block > 0 {
         attributes.push(("block_size", Attribute::Int(block as i64)));
     }

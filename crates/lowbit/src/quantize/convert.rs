@@ -12,7 +12,7 @@ use crate::op::Quant;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A quantized model.
 #[derive(Clone, Debug)]
@@ -40,6 +40,7 @@ impl Prepared {
             params,
             operands: HashMap::new(),
             weights: HashMap::new(),
+            zeros: ZeroPoints::default(),
             findings: vec![],
         };
         converting.find_constants()?;
@@ -55,6 +56,7 @@ struct Converting<'a> {
     operands: HashMap<usize, [Var; 2]>,
     /// Dequantized weights by constant and scales, stored once.
     weights: HashMap<(Var, Vec<u32>), Var>,
+    zeros: ZeroPoints,
     findings: Vec<Finding>,
 }
 
@@ -98,26 +100,25 @@ impl Converting<'_> {
         let params = &self.params[point];
         if let Some(t) = b.so_far().constant(x) {
             let codes = params.quantize(t)?;
-            let codes = b.constant(&format!("{name}_quantized"), codes);
+            let codes = b.constant(&format!("{name}_q"), codes);
             let [scale, zero] = self.scale_and_zero(b, point);
             return b.apply(
-                &format!("{name}_dequantized"),
+                &format!("{name}_dq"),
                 Arc::new(DequantizeLinear::default()),
                 &[codes, scale, zero],
             );
         }
         let x = implied(b, params, x).unwrap_or(x);
         let [scale, zero] = self.scale_and_zero(b, point);
-        let q =
-            b.apply(&format!("{name}_quantized"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
-        b.apply(&format!("{name}_dequantized"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
+        let q = b.apply(&format!("{name}_q"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
+        b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
     }
 
     fn scale_and_zero(&mut self, b: &mut Builder, point: usize) -> [Var; 2] {
         let (params, name) = (&self.params[point], &self.prepared.points[point].name);
         *self.operands.entry(point).or_insert_with(|| {
             let (scale, zero) = params.operands();
-            [b.constant(&format!("{name}_scale"), scale), b.constant(&format!("{name}_zero_point"), zero)]
+            [b.constant(&format!("{name}_s"), scale), self.zeros.stored(b, zero)]
         })
     }
 
@@ -181,17 +182,30 @@ impl Converting<'_> {
             return Ok(*v);
         }
         let name = self.prepared.graph.value(source).name.clone();
-        let codes = b.constant(&format!("{name}_quantized"), params.quantize(weight)?);
+        let codes = b.constant(&format!("{name}_q"), params.quantize(weight)?);
         // Zero points are written where they are 0 too: some runtimes take a
         // missing one as a scalar and refuse it beside scales per channel.
         let (scale, zero) = params.operands();
-        let scale = b.constant(&format!("{name}_scale"), scale);
-        let operands = [codes, scale, b.constant(&format!("{name}_zero_point"), zero)];
-        let axis = if params.scheme.granularity == Granularity::Tensor { 0 } else { axis };
-        let op = DequantizeLinear::along(axis as i64);
-        let v = b.apply(&format!("{name}_dequantized"), Arc::new(op), &operands)?;
+        let scale = b.constant(&format!("{name}_s"), scale);
+        let operands = [codes, scale, self.zeros.stored(b, zero)];
+        let op = match params.scheme.granularity {
+            Granularity::Tensor => DequantizeLinear::default(),
+            _ => DequantizeLinear::along(axis as i64),
+        };
+        let v = b.apply(&format!("{name}_dq"), Arc::new(op), &operands)?;
         self.weights.insert(key, v);
         Ok(v)
+    }
+}
+
+/// The zero points that are stored, once for each type, shape and values.
+#[derive(Default)]
+struct ZeroPoints(HashMap<(DType, Vec<usize>, Vec<u8>), Var>);
+
+impl ZeroPoints {
+    fn stored(&mut self, b: &mut Builder, zero: Tensor) -> Var {
+        let key = (zero.dtype(), zero.shape().to_vec(), zero.to_bytes());
+        *self.0.entry(key).or_insert_with(|| b.constant("zp", zero))
     }
 }
 
@@ -238,9 +252,9 @@ fn stored_bias(b: &mut Builder, name: &str, values: &Tensor, x_scale: f32, weigh
     };
     let scale: Vec<f32> = weight.scale.iter().map(|s| x_scale * s).collect();
     let params = QParams { scheme, zero_point: vec![0; scale.len()], scale };
-    let codes = b.constant(&format!("{name}_quantized"), params.quantize(values)?);
-    let scale = b.constant(&format!("{name}_scale"), params.operands().0);
-    b.apply(&format!("{name}_dequantized"), Arc::new(DequantizeLinear::along(0)), &[codes, scale])
+    let codes = b.constant(&format!("{name}_q"), params.quantize(values)?);
+    let scale = b.constant(&format!("{name}_s"), params.operands().0);
+    b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::along(0)), &[codes, scale])
 }
 
 /// The operand of the activation function that makes `x`, if quantizing it

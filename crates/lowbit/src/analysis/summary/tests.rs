@@ -38,9 +38,9 @@ fn the_parameters_of_a_quantized_model_are_those_of_the_float_one() {
     assert_eq!((s.bytes["int8"], s.bytes["int32"]), (9, 12));
     let q = Quantized::all(&g).unwrap();
     let places: Vec<_> = q.iter().map(|q| (q.value.as_str(), q.place, q.scale.len())).collect();
-    assert!(places.contains(&("x_dequantized", Place::Activation, 1)), "{places:?}");
-    assert!(places.contains(&("w_dequantized", Place::Weight, 3)), "{places:?}");
-    assert!(places.contains(&("c_dequantized", Place::Bias, 3)), "{places:?}");
-    let x = &q[places.iter().position(|p| p.0 == "x_dequantized").unwrap()];
+    assert!(places.contains(&("x_dq", Place::Activation, 1)), "{places:?}");
+    assert!(places.contains(&("w_dq", Place::Weight, 3)), "{places:?}");
+    assert!(places.contains(&("c_dq", Place::Bias, 3)), "{places:?}");
+    let x = &q[places.iter().position(|p| p.0 == "x_dq").unwrap()];
     assert!(x.lo == 0.0 && (x.hi - 1.0).abs() < 0.1, "{x:?}");
 }
