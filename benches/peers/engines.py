@@ -50,13 +50,11 @@ class Peer:
             raise RuntimeError(f"{' '.join(map(str, self.process.args[1:]))} died; run it to see why")
         return line
 
-    @staticmethod
-    def median(times):
-        return statistics.median(times)
-
     def run(self, warm_up, runs):
+        """The median and the least milliseconds."""
         print(warm_up, runs, file=self.process.stdin, flush=True)
-        return [float(t) for t in self.answer()]
+        times = [float(t) for t in self.answer()]
+        return statistics.median(times), min(times)
 
     def close(self):
         """The greatest MiB, and those before the model was read."""
@@ -73,12 +71,8 @@ class Lowbit:
         self.command = [binary, "bench", model, "--threads", str(threads), "--batch", str(batch), "--json"]
         self.most = 0.0
 
-    @staticmethod
-    def median(times):
-        return times[1]
-
     def run(self, warm_up, runs):
-        """The least and the median."""
+        """The median and the least milliseconds."""
         flags = ["--warm-up", str(warm_up), "--runs", str(runs)]
         with subprocess.Popen(self.command + flags, stdout=subprocess.PIPE) as process:
             out = process.stdout.read()
@@ -89,7 +83,7 @@ class Lowbit:
         self.most = max(self.most, usage.ru_maxrss / 1024)
         report = json.loads(out)
         self.macs = report["macs"]
-        return [report["latency"]["min_ms"], report["latency"]["median_ms"]]
+        return report["latency"]["median_ms"], report["latency"]["min_ms"]
 
     def close(self):
         return self.most, 0.0
@@ -108,20 +102,19 @@ def foreign_seconds(peers):
 
 
 def turn(contender, warm_up, runs, peers, tries):
-    """The times of a turn during which others use less than QUIET of a CPU, or of the quietest of several."""
-    quietest = (math.inf, [])
+    """Median and least milliseconds, and what others used of a CPU: less than QUIET, or the least of several tries."""
+    taken = []
     for _ in range(tries):
         foreign, start = foreign_seconds(peers), time.perf_counter()
         times = contender.run(warm_up, runs)
-        share = (foreign_seconds(peers) - foreign) / (time.perf_counter() - start)
-        quietest = min(quietest, (share, times))
-        if share < QUIET:
+        taken.append((*times, (foreign_seconds(peers) - foreign) / (time.perf_counter() - start)))
+        if taken[-1][2] < QUIET:
             break
-    return quietest
+    return min(taken, key=lambda t: t[2])
 
 
 def measure(contenders, args, rounds, probe):
-    """Of each contender the median and the least milliseconds of each round, and what others used of a CPU."""
+    """For each contender what `turn` gives in each round; `probe` is called once a round."""
     runs, taken = {}, {name: [] for name in contenders}
     peers = [c for c in contenders.values() if isinstance(c, Peer)]
     names = list(contenders)
@@ -130,9 +123,8 @@ def measure(contenders, args, rounds, probe):
         for name in names[r % len(names) :] + names[: r % len(names)]:
             contender = contenders[name]
             if name not in runs:
-                runs[name] = max(1, min(100, round(1e3 * args.seconds / min(contender.run(1, 1)))))
-            foreign, times = turn(contender, 1 + runs[name] // 10, runs[name], peers, args.tries)
-            taken[name].append((contender.median(times), min(times), foreign))
+                runs[name] = max(1, min(100, round(1e3 * args.seconds / contender.run(1, 1)[1])))
+            taken[name].append(turn(contender, 1 + runs[name] // 10, runs[name], peers, args.tries))
     return taken
 
 
@@ -203,7 +195,15 @@ def compare(args, files, batch, threads):
             for name in (OURS, *PEERS)
         ]
         model = files["float"].stem
-        yield {"model": model, "type": kind, "batch": batch, "threads": threads, "macs": macs, "peak_gmacs": peak.best, "engines": engines}  # fmt: skip
+        yield {
+            "model": model,
+            "type": kind,
+            "batch": batch,
+            "threads": threads,
+            "macs": macs,
+            "peak_gmacs": peak.best,
+            "engines": engines,
+        }
 
 
 HEAD = (
@@ -220,7 +220,8 @@ def line(row):
     cells += [f"{e['median_ms']:.2f} / {e['least_ms']:.2f} ±{50 * e['spread']:.0f} %" for e in row["engines"]]
     cells += [f"{e['speed_up']:.2f} / {e['speed_up_of_least']:.2f}" for e in row["engines"][1:]]
     cells.append(each(lambda e: f"{e['gmacs']:.0f}"))
-    cells.append("–" if row["engines"][0]["peak_share"] is None else each(lambda e: f"{100 * e['peak_share']:.0f}") + " %")
+    measured = row["engines"][0]["peak_share"] is not None
+    cells.append(each(lambda e: f"{100 * e['peak_share']:.0f}") + " %" if measured else "–")
     cells.append(each(lambda e: f"{e['mib']:.0f}"))
     return f"| {' | '.join(cells)} |"
 
@@ -243,17 +244,21 @@ def goals(rows):
                 goal = f"mean {GOALS[peer]}, least 1" if batch == 1 else "least 1"
                 met = min(speed) >= 1 and (batch > 1 or mean >= GOALS[peer])
                 goal += ": met" if met else ": not met"
-            cells = [kind, batch, threads, peer, f"{mean:.2f}", f"{min(speed):.2f}", f"{mean_least:.2f} / {min(least):.2f}"]
-            print(f"| {' | '.join(map(str, cells))} | {goal} | {len(same)} of {len(GOAL_MODELS)} |")
+            means = f"{mean:.2f} | {min(speed):.2f} | {mean_least:.2f} / {min(least):.2f}"
+            print(f"| {kind} | {batch} | {threads} | {peer} | {means} | {goal} | {len(same)} of {len(GOAL_MODELS)} |")
+
+
+def numbers(text):
+    return [int(n) for n in text.split(",")]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--lowbit", required=True, help="the lowbit binary")
     parser.add_argument("--peak", help="the example `peak` of lowbit-kernels; by default examples/peak beside lowbit")
-    parser.add_argument("--types", nargs="+", choices=["float", "int8"], default=["float", "int8"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--types", type=lambda text: text.split(","), default=["float", "int8"], help="float,int8")
+    parser.add_argument("--batch", type=numbers, default=[1, 32], help="1,32")
+    parser.add_argument("--threads", type=numbers, default=[1, 2], help="1,2")
     parser.add_argument("--rounds", type=int, default=7, help="half as many above batch 1")
     parser.add_argument("--seconds", type=float, default=0.3, help="of runs, about, for an engine in a round")
     parser.add_argument("--tries", type=int, default=4, help="of a turn that other processes disturb")
