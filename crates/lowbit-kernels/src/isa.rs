@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use crate::loops::Loops;
+use crate::product;
 use crate::tile::Tile;
 
 /// The environment variable that forces a table: `scalar`, `avx2` or `avx512vnni`.
@@ -23,6 +24,7 @@ pub struct Kernels {
     /// The most rows that `tile` computes at once.
     pub(crate) tile_rows: usize,
     pub(crate) tile: Tile,
+    pub(crate) product: product::Tile,
     pub(crate) loops: Loops,
 }
 

@@ -9,17 +9,15 @@
 //! - 8-bit activations are `u8`. A signed tensor is carried as `x ^ 0x80` with
 //!   its zero point raised by 128. Weights are `i8`.
 //! - Images are NHWC. Matrices are row-major with a stride in elements.
-//! - Rounding is half to even, division is true division, and no multiply-add
-//!   is fused.
+//! - Rounding is half to even, division is true division. No multiply-add is
+//!   fused but those of f32 products, where each is.
 //! - Callers split work over threads by rows.
-//!
-//! [`MatrixMut`] is the one door to f32 matrix products, of the `gemm` crate.
 //!
 //! How a routine is written:
 //!
 //! - The matrix product is a register tile per instruction set ([`Kernels::gemm`]):
 //!   intrinsics accumulate, and one epilogue in plain Rust, inlined into each
-//!   tile, requantizes.
+//!   tile, requantizes. The f32 product ([`Kernels::product`]) is a second one.
 //! - Everything else is a plain loop compiled once per instruction set
 //!   (`loops.rs`), which the compiler vectorizes.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -31,9 +29,11 @@ mod isa;
 mod loops;
 mod matrix;
 mod pack;
+mod product;
 mod quantize;
 mod requant;
 mod rows;
+mod shifted;
 mod statistics;
 mod tile;
 mod window;
@@ -44,6 +44,7 @@ pub use gemm::Output;
 pub use isa::{ISA_VARIABLE, Kernels};
 pub use matrix::{Matrix, MatrixMut};
 pub use pack::PackedWeights;
+pub use product::{Panels, Product, Right, Run, Start};
 pub use requant::{Requant, UniformRequant};
 pub use statistics::MinMax;
 pub use window::{PADDING, Window};

@@ -1,13 +1,16 @@
 //! The routines written as plain loops, compiled once per instruction set.
 //!
 //! IEEE arithmetic without contraction gives the same bits however a loop is
-//! vectorized, so one source is correct for all.
+//! vectorized, so one source is correct for all. A multiply-add is fused where
+//! the source says `mul_add`, and nowhere else.
 
 use std::ops::Range;
 
 use crate::depthwise::Depthwise;
 use crate::elementwise::{Add, Mul};
 use crate::isa::Kernels;
+use crate::matrix::Matrix;
+use crate::product::Run;
 use crate::requant::UniformRequant;
 use crate::statistics::MinMax;
 
@@ -49,11 +52,11 @@ macro_rules! loops {
         loops! { @types $($list)* }
         loops! { @table SCALAR [] $($list)* }
         #[cfg(target_arch = "x86_64")]
-        loops! { @table AVX2 [#[target_feature(enable = "avx2")]] $($list)* }
+        loops! { @table AVX2 [#[target_feature(enable = "avx2,fma")]] $($list)* }
         #[cfg(target_arch = "x86_64")]
         loops! {
             @table AVX512VNNI
-            [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]]
+            [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]]
             $($list)*
         }
     };
@@ -176,4 +179,38 @@ loops! {
     /// A slice does not have the length that the window and `rows` imply, or the
     /// requantization is not valid.
     depthwise::depthwise(x: &[u8], params: &Depthwise<'_>, rows: Range<usize>, out: &mut [u8]);
+
+    /// `out[i] = clamp(start + sum_t weights[t] * x[shifts[t] + i], lo, hi)` with
+    /// `[lo, hi] = bounds`, each a chain of fused multiply-adds, `t` ascending,
+    /// from `start` on; NaN stays. With the shifts of the taps of a kernel in a
+    /// padded plane, this is a row of a depthwise convolution.
+    ///
+    /// # Panics
+    ///
+    /// There is not one weight for each shift, or a shift reaches outside `x`.
+    shifted::shifted_sums(
+        x: &[f32], shifts: &[usize], weights: &[f32], start: f32, bounds: [f32; 2], out: &mut [f32]
+    );
+
+    /// Packs one panel of the right matrix of a product
+    /// ([`Panels`](crate::Panels)) whose row `(c, t)`, for each of the `channels`
+    /// and `taps`, holds the `runs` of `source` from `c * pitch + taps[t]` on.
+    /// Runs ascend in `to`. Columns that no run fills, and elements of `out`
+    /// behind the panel, may become any value.
+    ///
+    /// # Panics
+    ///
+    /// A run reads or writes outside its slice, or is longer than [`Run::MOST`].
+    product::gather(
+        source: &[f32], channels: Range<usize>, pitch: usize, taps: &[usize], runs: &[Run], width: usize,
+        out: &mut [f32]
+    );
+
+    /// `out[j * width + i] = source[i][j]`: one panel of the right matrix of a
+    /// product that is given transposed.
+    ///
+    /// # Panics
+    ///
+    /// `source` has more than `width` rows, or `out` is too short.
+    product::transpose(source: Matrix<'_>, width: usize, out: &mut [f32]);
 }

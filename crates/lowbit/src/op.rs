@@ -232,6 +232,15 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         self.eval(&inputs.iter().collect::<Vec<_>>())
     }
 
+    /// [`Op::eval`] with outputs below `lo` set to `lo` and those above `hi` to
+    /// `hi` (NaN stays), in one pass; `None` if the operator has no such form.
+    ///
+    /// # Errors
+    /// As [`Op::eval`].
+    fn eval_clamped(&self, _inputs: &[&Tensor], _lo: f32, _hi: f32) -> Option<Result<Vec<Tensor>>> {
+        None
+    }
+
     /// The attributes, complete: two operators are equal if name and
     /// attributes are.
     fn attributes(&self) -> Attributes {

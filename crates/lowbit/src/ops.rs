@@ -29,6 +29,7 @@ pub mod unary;
 pub mod window;
 
 mod axis;
+mod product;
 pub(crate) mod strided;
 mod symbolic;
 mod vectorized;

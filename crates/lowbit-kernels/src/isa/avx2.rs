@@ -7,14 +7,16 @@ use std::array;
 use super::Kernels;
 use crate::loops;
 use crate::pack::{Group, KR};
+use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "avx2",
-    detected: || is_x86_feature_detected!("avx2"),
+    detected: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
     tile_rows: ROWS,
     tile,
+    product: product::AVX2,
     loops: loops::AVX2,
 };
 

@@ -7,6 +7,7 @@ use std::array;
 use super::Kernels;
 use crate::loops;
 use crate::pack::{Group, KR, NR};
+use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
 
@@ -18,9 +19,11 @@ pub(super) const KERNELS: Kernels = Kernels {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("fma")
     },
     tile_rows: ROWS,
     tile,
+    product: product::AVX512,
     loops: loops::AVX512VNNI,
 };
 

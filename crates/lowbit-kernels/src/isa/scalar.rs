@@ -3,11 +3,18 @@
 use super::Kernels;
 use crate::loops;
 use crate::pack::{KR, NR};
+use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
 
-pub(super) const KERNELS: Kernels =
-    Kernels { name: "scalar", detected: || true, tile_rows: 1, tile, loops: loops::SCALAR };
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "scalar",
+    detected: || true,
+    tile_rows: 1,
+    tile,
+    product: product::PORTABLE,
+    loops: loops::SCALAR,
+};
 
 fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
     for i in first..first + count {

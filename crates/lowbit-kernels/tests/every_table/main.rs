@@ -1,6 +1,7 @@
 //! Every table that this CPU can run equals the definition, bit for bit.
 
 mod definition;
+mod product;
 
 use std::fmt::Debug;
 
@@ -23,6 +24,10 @@ fn every_table_equals_the_definition() {
         histogram,
         elementwise,
         pooling,
+        product::products,
+        product::gathered,
+        product::transposed,
+        product::shifted_sums,
     ];
     let mut failures = Failures::default();
     for kernels in Kernels::available() {

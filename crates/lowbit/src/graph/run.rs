@@ -1,12 +1,21 @@
 //! The float reference: every node evaluated in order, each value freed after
-//! its last use.
+//! its last use. A clamp of a value that nothing else reads and nobody watches
+//! is computed with it ([`Op::eval_clamped`](crate::op::Op::eval_clamped)).
 
 use std::collections::HashMap;
 
 use super::{Graph, Kind, Node, Value, Var};
 use crate::error::{Result, invalid};
-use crate::op::Dim;
-use crate::tensor::Tensor;
+use crate::op::{Dim, Quant};
+use crate::tensor::{DType, Tensor};
+
+/// A node that restricts its operand to a range.
+#[derive(Clone, Copy)]
+struct Clamp {
+    node: usize,
+    lo: f32,
+    hi: f32,
+}
 
 impl Graph {
     /// The outputs for these inputs, in the graph's order.
@@ -16,7 +25,7 @@ impl Graph {
     /// error names the input or the node.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         // Enters the thread pool once rather than for each operator.
-        rayon::scope(|_| self.run_with(inputs, |_, _, _| Ok(())))
+        rayon::scope(|_| self.run_watched(inputs, |_| false, |_, _, _| Ok(())))
     }
 
     /// [`Graph::run`], showing every input and every computed value to `see`.
@@ -26,10 +35,24 @@ impl Graph {
     pub fn run_with(
         &self,
         inputs: &[Tensor],
+        see: impl FnMut(Var, &Node, &Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        self.run_watched(inputs, |_| true, see)
+    }
+
+    /// [`Graph::run`], showing the values that are `watched` to `see`.
+    ///
+    /// # Errors
+    /// As [`Graph::run`], and what `see` returns.
+    pub fn run_watched(
+        &self,
+        inputs: &[Tensor],
+        watched: impl Fn(Var) -> bool,
         mut see: impl FnMut(Var, &Node, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
         self.check_inputs(inputs)?;
         let last = self.last_uses();
+        let clamps = self.clamps(&watched);
         let mut values: Vec<Vec<Option<Tensor>>> =
             self.nodes.iter().map(|n| vec![None; n.outputs.len()]).collect();
         for (v, x) in self.inputs.iter().zip(inputs) {
@@ -42,6 +65,7 @@ impl Graph {
                     values[i][0] = Some(t.clone());
                     continue;
                 }
+                Kind::Apply { .. } if values[i].first().is_some_and(Option::is_some) => {}
                 Kind::Apply { op, inputs } => {
                     let operands: Vec<Tensor> = inputs
                         .iter()
@@ -52,13 +76,19 @@ impl Graph {
                     for v in inputs.iter().filter(|v| last[v.node] == i) {
                         values[v.node][v.slot] = None;
                     }
-                    let made = op.eval_owned(operands).map_err(|e| e.at(op.name()).at(&node.name))?;
-                    values[i] = made.into_iter().map(Some).take(node.outputs.len()).collect();
+                    let clamped = clamps[i].and_then(|Clamp { node, lo, hi }| {
+                        let made = op.eval_clamped(&operands.iter().collect::<Vec<_>>(), lo, hi)?;
+                        Some((node, made))
+                    });
+                    let (to, made) = clamped.unwrap_or_else(|| (i, op.eval_owned(operands)));
+                    let made = made.map_err(|e| e.at(op.name()).at(&node.name))?;
+                    values[to] = made.into_iter().map(Some).take(node.outputs.len()).collect();
                 }
             }
             for (slot, value) in values[i].iter().enumerate() {
-                if let Some(value) = value {
-                    see(Var { node: i, slot }, node, value)?;
+                let v = Var { node: i, slot };
+                if let Some(value) = value.as_ref().filter(|_| watched(v)) {
+                    see(v, node, value)?;
                 }
             }
         }
@@ -68,6 +98,25 @@ impl Graph {
                 values[v.node][v.slot].clone().ok_or_else(|| invalid!("was not computed").at(name))
             })
             .collect()
+    }
+
+    /// For each node, the clamp that is the only reader of its only value, an
+    /// unwatched f32.
+    fn clamps(&self, watched: impl Fn(Var) -> bool) -> Vec<Option<Clamp>> {
+        let uses = self.uses();
+        let mut clamps = vec![None; self.nodes.len()];
+        for (clamp, _, op, inputs) in self.applied() {
+            if let (Quant::Clamp { lo, hi }, [v]) = (op.quant(), inputs)
+                && let node = &self.nodes[v.node]
+                && node.outputs.len() == 1
+                && node.outputs[0].fact.dtype == DType::F32
+                && uses.of(*v) == 1
+                && !watched(*v)
+            {
+                clamps[v.node] = Some(Clamp { node: clamp.node, lo, hi });
+            }
+        }
+        clamps
     }
 
     /// The last node that reads each node's values; outputs are read at the end.

@@ -2,6 +2,7 @@
 
 mod columns;
 mod depthwise;
+mod planes;
 
 use std::sync::Arc;
 
@@ -10,8 +11,6 @@ use super::window::{Axis, Window, three};
 use crate::error::{Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
 use crate::tensor::{Tensor, element_count};
-
-pub(super) use columns::{segments, with_scratch};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[("Conv", |r| {
     let kernel = r.sizes("kernel_shape")?;
@@ -67,6 +66,17 @@ impl Geometry {
     }
 }
 
+/// Outputs below `lo` become `lo`, those above `hi` become `hi`; NaN stays.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    lo: f32,
+    hi: f32,
+}
+
+impl Bounds {
+    const NONE: Bounds = Bounds { lo: f32::NEG_INFINITY, hi: f32::INFINITY };
+}
+
 impl Conv {
     /// The geometry for operands of these shapes.
     ///
@@ -82,6 +92,20 @@ impl Conv {
             Geometry { batch: x[0], group: self.group, in_channels: c, out_channels: m / self.group, axes };
         element_count(&[x[0], m, axes[0].output, axes[1].output, axes[2].output])?;
         Ok(geometry)
+    }
+
+    fn convolve(&self, inputs: &[&Tensor], bounds: Bounds) -> Result<Vec<Tensor>> {
+        arity(inputs, 2, 3)?;
+        let [x, w] = [inputs[0], inputs[1]];
+        let g = self.geometry(x.shape(), w.shape())?;
+        let bias = optional(inputs, 2);
+        check_bias(bias.map(Fact::of).as_ref(), w.shape()[0])?;
+        let bias = bias.map(float::read).transpose()?;
+        let y = convolve(&float::read(x)?, &float::read(w)?, bias.as_deref(), bounds, &g);
+        let spatial = x.rank() - 2;
+        let mut shape = vec![g.batch, w.shape()[0]];
+        shape.extend(g.axes[3 - spatial..].iter().map(|a| a.output));
+        Ok(vec![float::write(x.dtype(), &shape, y)?])
     }
 
     fn check_channels(&self, channels: usize, w: &[usize]) -> Result<()> {
@@ -121,17 +145,11 @@ impl Op for Conv {
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        arity(inputs, 2, 3)?;
-        let [x, w] = [inputs[0], inputs[1]];
-        let g = self.geometry(x.shape(), w.shape())?;
-        let bias = optional(inputs, 2);
-        check_bias(bias.map(Fact::of).as_ref(), w.shape()[0])?;
-        let bias = bias.map(float::read).transpose()?;
-        let y = convolve(&float::read(x)?, &float::read(w)?, bias.as_deref(), &g);
-        let spatial = x.rank() - 2;
-        let mut shape = vec![g.batch, w.shape()[0]];
-        shape.extend(g.axes[3 - spatial..].iter().map(|a| a.output));
-        Ok(vec![float::write(x.dtype(), &shape, y)?])
+        self.convolve(inputs, Bounds::NONE)
+    }
+
+    fn eval_clamped(&self, inputs: &[&Tensor], lo: f32, hi: f32) -> Option<Result<Vec<Tensor>>> {
+        Some(self.convolve(inputs, Bounds { lo, hi }))
     }
 
     fn attributes(&self) -> Attributes {
@@ -147,7 +165,6 @@ impl Op for Conv {
         outputs[0].elements().saturating_mul(per_output.product())
     }
 }
-
 /// `group` of a convolution node.
 pub(super) fn read_group(group: Option<i64>) -> Result<usize> {
     let group = group.unwrap_or(1);
@@ -207,15 +224,15 @@ pub(super) fn check_bias(bias: Option<&Fact>, channels: usize) -> Result<()> {
 /// The convolution of `x [batch, group * in_channels, inputs]` with
 /// `w [group * out_channels, in_channels, taps]`. Slices must have the sizes
 /// that `g` says.
-fn convolve(x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) -> Vec<f32> {
+fn convolve(x: &[f32], w: &[f32], bias: Option<&[f32]>, bounds: Bounds, g: &Geometry) -> Vec<f32> {
     let mut y = vec![0.0; g.batch * g.group * g.out_channels * g.outputs()];
     if y.is_empty() {
         return y;
     }
-    if depthwise::applies(g) {
-        depthwise::convolve(x, w, bias, g, &mut y);
+    if let Some(planes) = depthwise::planes(g) {
+        depthwise::convolve(&planes, x, w, bias, bounds, g, &mut y);
     } else {
-        columns::convolve(x, w, bias, g, &mut y);
+        columns::convolve(x, w, bias, bounds, g, &mut y);
     }
     y
 }

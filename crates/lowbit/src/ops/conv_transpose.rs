@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use lowbit_kernels::{Matrix, MatrixMut};
+use lowbit_kernels::{Kernels, Matrix, MatrixMut, Product, Right};
 use rayon::prelude::*;
 
-use super::conv::{
-    Geometry, attributes, check_bias, kernel, read_group, segments, weight_shape, with_scratch,
-};
+use super::conv::{Geometry, attributes, check_bias, kernel, read_group, weight_shape};
 use super::float;
+use super::product::with_scratch;
 use super::window::{Axis, Padding, Window, three};
 use crate::error::{Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
@@ -216,12 +215,13 @@ fn convolve(x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) -> Vec<f32
         y.fill(bias.map_or(0.0, |b| b[m_all]));
         let x = Matrix::new(&x[(image * g.group + group) * c * positions..], c, positions);
         let w = w.get((group * c * m + m_here) * taps..).unwrap_or_default();
-        let w = Matrix::strided(w, [c, taps], [m * taps, 1]).transposed();
+        let w: Vec<f32> = (0..taps * c).map(|i| w[i % c * m * taps + i / c]).collect();
+        let w = Matrix::new(&w, taps, c);
         for start in (0..positions).step_by(block) {
             let count = block.min(positions - start);
             with_scratch(taps * count, |columns| {
-                let x = x.cols(start, count);
-                MatrixMut::new(columns, taps, count).multiply(1.0, w, x, false, false);
+                let product = Product::new(w, Right::Matrix(x.cols(start, count)));
+                Kernels::best().product(&product, &mut MatrixMut::new(columns, taps, count));
                 add_columns(columns, &g.axes, start, count, y);
             });
         }
@@ -251,6 +251,31 @@ fn add_columns(columns: &[f32], axes: &[Axis; 3], start: usize, count: usize, y:
             }
         }
     }
+}
+
+/// A run of positions in one row of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    /// Depth and height.
+    row: [usize; 2],
+    /// First width.
+    start: usize,
+    /// Number of positions.
+    len: usize,
+}
+
+/// The rows that the `count` output positions from `start` run through.
+fn segments(axes: &[Axis; 3], start: usize, count: usize) -> Vec<Segment> {
+    let [_, height, width] = axes.map(|a| a.output);
+    let mut at = start;
+    let mut segments = vec![];
+    while at < start + count {
+        let (row, first) = (at / width, at % width);
+        let len = (width - first).min(start + count - at);
+        segments.push(Segment { row: [row / height, row % height], start: first, len });
+        at += len;
+    }
+    segments
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use lowbit_kernels::{Matrix, MatrixMut};
+use lowbit_kernels::Matrix;
 use rayon::prelude::*;
 
+use super::product::{Operand, matmul};
 use super::{broadcast, float};
 use crate::error::{Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
@@ -21,16 +22,6 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
     }),
     ("MatMul", |_| Ok(Arc::new(MatMul))),
 ];
-
-/// `c = alpha * a * b`, or `c += alpha * a * b` if `accumulate`: the one place
-/// where f32 matrices are multiplied on all threads. `c` is row-major and
-/// `[a's rows, b's columns]`. Results do not depend on the number of threads.
-///
-/// # Panics
-/// If the sizes do not fit.
-pub fn matmul_f32(alpha: f32, a: Matrix, b: Matrix, [m, n]: [usize; 2], c: &mut [f32], accumulate: bool) {
-    MatrixMut::new(c, m, n).multiply(alpha, a, b, accumulate, true);
-}
 
 /// ONNX `Gemm`: `y = alpha * A * B + beta * C`, A `[M, K]`, B `[K, N]`, each
 /// transposed before if the flag says so, C broadcast to `[M, N]`.
@@ -80,18 +71,32 @@ impl Op for Gemm {
         let y = self.infer(&facts.iter().collect::<Vec<_>>())?.remove(0);
         let shape = y.known_shape().ok_or_else(|| invalid!("the output has no fixed shape"))?;
         let [m, n] = [shape[0], shape[1]];
+        let k = inputs[0].shape()[usize::from(!self.trans_a)];
         let (a, b) = (float::read(inputs[0])?, float::read(inputs[1])?);
-        let view = |x, shape: &[usize], flip| {
-            let x = Matrix::new(x, shape[0], shape[1]);
-            if flip { x.transposed() } else { x }
+        let transposed;
+        let rows = if self.trans_a {
+            transposed = (0..m).flat_map(|i| a[i..].iter().step_by(m).copied()).collect::<Vec<f32>>();
+            &transposed
+        } else {
+            &*a
         };
-        let (a, b) = (view(&a, inputs[0].shape(), self.trans_a), view(&b, inputs[1].shape(), self.trans_b));
+        let a = Matrix::new(rows, m, k);
+        let b = if self.trans_b {
+            Operand::Transposed(Matrix::new(&b, n, k))
+        } else {
+            Operand::Plain(Matrix::new(&b, k, n))
+        };
         let mut out = vec![0.0; element_count(&shape)?];
-        let c = optional(inputs, 2).filter(|_| self.beta != 0.0);
-        if let Some(c) = c {
+        if let Some(c) = optional(inputs, 2).filter(|_| self.beta != 0.0) {
             fill_addend(&float::read(c)?, c.shape(), self.beta, n, &mut out);
         }
-        matmul_f32(self.alpha, a, b, [m, n], &mut out, c.is_some());
+        if self.alpha == 1.0 {
+            matmul(a, b, true, &mut out, true);
+        } else {
+            let mut product = vec![0.0; out.len()];
+            matmul(a, b, false, &mut product, true);
+            out.iter_mut().zip(&product).for_each(|(y, x)| *y += self.alpha * x);
+        }
         Ok(vec![float::write(inputs[0].dtype(), &shape, out)?])
     }
 
@@ -216,19 +221,24 @@ impl Op for MatMul {
         let mut out = vec![0.0; element_count(&shape)?];
         if !out.is_empty() {
             let (x, y) = (float::read(a)?, float::read(b)?);
-            let right = |i: usize| Matrix::new(y.get(i * k * n..).unwrap_or_default(), k, n);
             let left = |i: usize, rows| Matrix::new(x.get(i * m * k..).unwrap_or_default(), rows, k);
+            let right = |i: usize| Operand::Plain(Matrix::new(y.get(i * k * n..).unwrap_or_default(), k, n));
             if batch_b.iter().all(|&d| d == 1) && element_count(&batch)? == element_count(&batch_a)? {
                 // One matrix on the right: the stack on the left is one tall matrix.
                 let rows = out.len() / n;
-                matmul_f32(1.0, left(0, rows), right(0), [rows, n], &mut out, false);
+                matmul(left(0, rows), right(0), false, &mut out, true);
             } else {
                 let (at_a, at_b) =
                     (broadcast::offsets(&batch_a, &batch), broadcast::offsets(&batch_b, &batch));
-                out.par_chunks_exact_mut(m * n).enumerate().for_each(|(i, out)| {
-                    let (a, b) = (left(at_a[i], m), right(at_b[i]));
-                    MatrixMut::new(out, m, n).multiply(1.0, a, b, false, true);
-                });
+                let few = at_a.len() < 2 * rayon::current_num_threads();
+                let multiply = |(i, out): (usize, &mut [f32])| {
+                    matmul(left(at_a[i], m), right(at_b[i]), false, out, few);
+                };
+                if few {
+                    out.chunks_exact_mut(m * n).enumerate().for_each(multiply);
+                } else {
+                    out.par_chunks_exact_mut(m * n).enumerate().for_each(multiply);
+                }
             }
         }
         Ok(vec![float::write(a.dtype(), &shape, out)?])

@@ -242,15 +242,38 @@ fn windows<T: Element>(
     let least = ((1 << 15) / inputs).max(1);
     let planes = y.par_chunks_exact_mut(outputs).zip(x.par_chunks_exact(inputs)).with_min_len(least);
     planes.for_each_init(
-        || vec![start; axes[2].input],
-        |row, (y, x)| {
+        || Rows::new(&axes[2], start),
+        |rows, (y, x)| {
             vectorized(
                 #[inline(always)]
-                || plane(x, axes, start, combine, row, y),
+                || plane(x, axes, start, combine, rows, y),
             );
         },
     );
     y
+}
+
+/// Elements computed at once.
+const LANES: usize = 16;
+
+/// Buffers of one task.
+struct Rows<T> {
+    /// One row with its padding, and elements behind that whole vectors read.
+    /// Empty if that were much more than the row.
+    padded: Vec<T>,
+    /// What each position of a window's first tap gives.
+    folded: Vec<T>,
+    /// Where in the channel the rows of a window begin.
+    lines: Vec<usize>,
+}
+
+impl<T: Element> Rows<T> {
+    fn new(width: &Axis, start: T) -> Rows<T> {
+        let positions = ((width.output - 1) * width.stride + 1).next_multiple_of(LANES);
+        let padded = (positions + width.span()).max(width.before + width.input);
+        let (padded, positions) = if padded > 4 * width.input + 1024 { (0, 0) } else { (padded, positions) };
+        Rows { padded: vec![start; padded], folded: vec![start; positions], lines: vec![] }
+    }
 }
 
 #[inline(always)]
@@ -259,34 +282,44 @@ fn plane<T: Element>(
     [depth, height, width]: &[Axis; 3],
     start: T,
     combine: impl Fn(T, T) -> T + Copy,
-    row: &mut [T],
+    rows: &mut Rows<T>,
     y: &mut [T],
 ) {
-    let mut lines = vec![];
     for (i, y) in y.chunks_exact_mut(width.output).enumerate() {
         let (od, oh) = (i / height.output, i % height.output);
-        lines.clear();
-        lines.extend(depth.taps(od).flat_map(|d| height.taps(oh).map(move |h| (d, h))).map(|(d, h)| {
+        rows.lines.clear();
+        for d in depth.taps(od) {
             let id = od * depth.stride + d * depth.dilation - depth.before;
-            let ih = oh * height.stride + h * height.dilation - height.before;
-            &x[(id * height.input + ih) * width.input..][..width.input]
-        }));
-        down(&lines, start, combine, row);
-        across(row, width, start, combine, y);
+            for h in height.taps(oh) {
+                let ih = oh * height.stride + h * height.dilation - height.before;
+                rows.lines.push((id * height.input + ih) * width.input);
+            }
+        }
+        if rows.padded.is_empty() {
+            for (o, y) in y.iter_mut().enumerate() {
+                *y = start;
+                for at in &rows.lines {
+                    for t in width.taps(o) {
+                        *y = combine(*y, x[at + o * width.stride + t * width.dilation - width.before]);
+                    }
+                }
+            }
+            continue;
+        }
+        down(x, &rows.lines, start, combine, &mut rows.padded[width.before..][..width.input]);
+        across(&rows.padded, width, combine, &mut rows.folded);
+        each_step(y, &rows.folded, width.stride, |y, x| *y = x);
     }
 }
 
-/// Elements computed at once. Runs of other lengths end with a chunk that
-/// overlaps the one before.
-const LANES: usize = 16;
-
-/// `y[i] = combine` over the lines' `i`-th elements.
+/// `y[i] = combine` over the `i`-th elements of the lines that begin at `lines`.
+/// Where `y` is no whole number of vectors, the last one overlaps the one before.
 #[inline(always)]
-fn down<T: Element>(lines: &[&[T]], start: T, combine: impl Fn(T, T) -> T, y: &mut [T]) {
+fn down<T: Element>(x: &[T], lines: &[usize], start: T, combine: impl Fn(T, T) -> T, y: &mut [T]) {
     let Some(last) = y.len().checked_sub(LANES) else {
         y.fill(start);
         for line in lines {
-            y.iter_mut().zip(*line).for_each(|(y, x)| *y = combine(*y, *x));
+            y.iter_mut().zip(&x[*line..]).for_each(|(y, x)| *y = combine(*y, *x));
         }
         return;
     };
@@ -294,7 +327,7 @@ fn down<T: Element>(lines: &[&[T]], start: T, combine: impl Fn(T, T) -> T, y: &m
         let at = at.min(last);
         let mut lanes = [start; LANES];
         for line in lines {
-            let x = &line[at..][..LANES];
+            let x = &x[line + at..][..LANES];
             for j in 0..LANES {
                 lanes[j] = combine(lanes[j], x[j]);
             }
@@ -303,43 +336,21 @@ fn down<T: Element>(lines: &[&[T]], start: T, combine: impl Fn(T, T) -> T, y: &m
     }
 }
 
-/// `y[o] = combine` over the taps of output `o`. The row is used up.
+/// `y[i] = combine` over the taps of a window that begins at `x[i]`.
 #[inline(always)]
-fn across<T: Element>(row: &mut [T], axis: &Axis, start: T, combine: impl Fn(T, T) -> T, y: &mut [T]) {
-    let one = |row: &[T], o: usize| {
-        let taps = axis.taps(o).map(|t| row[o * axis.stride + t * axis.dilation - axis.before]);
-        taps.fold(start, &combine)
-    };
-    // Outputs all of whose taps are inside.
-    let (first, end) = (axis.inside(0).start, axis.inside(axis.kernel - 1).end);
-    if end < first + LANES {
-        y.iter_mut().enumerate().for_each(|(o, y)| *y = one(row, o));
-        return;
-    }
-    for o in (0..first).chain(end..y.len()) {
-        y[o] = one(row, o);
-    }
-    // Every position is combined with those after it, in place and by whole
-    // vectors; then each output is one of them.
-    let from = first * axis.stride - axis.before;
-    let positions = (end - 1 - first) * axis.stride + 1;
-    let row = &mut row[from..][..positions + axis.span() - 1];
-    let whole = positions - positions % LANES;
-    for at in (0..whole).step_by(LANES) {
-        let mut lanes = [start; LANES];
-        for t in 0..axis.kernel {
-            let x = &row[at + t * axis.dilation..][..LANES];
+fn across<T: Element>(x: &[T], axis: &Axis, combine: impl Fn(T, T) -> T, y: &mut [T]) {
+    for (at, y) in y.chunks_exact_mut(LANES).enumerate() {
+        let x = &x[at * LANES..];
+        let mut lanes = [x[0]; LANES];
+        lanes.copy_from_slice(&x[..LANES]);
+        for t in 1..axis.kernel {
+            let x = &x[t * axis.dilation..][..LANES];
             for j in 0..LANES {
                 lanes[j] = combine(lanes[j], x[j]);
             }
         }
-        row[at..][..LANES].copy_from_slice(&lanes);
+        y.copy_from_slice(&lanes);
     }
-    for at in whole..positions {
-        let taps = (0..axis.kernel).map(|t| row[at + t * axis.dilation]);
-        row[at] = taps.fold(start, &combine);
-    }
-    each_step(&mut y[first..end], &row[..positions], axis.stride, |y, x| *y = x);
 }
 
 /// ONNX `GlobalAveragePool`: the mean of each channel, `[N, C, 1, 1, ..]`.
@@ -381,7 +392,13 @@ impl Op for GlobalAveragePool {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         let (shape, cells) = global_shape(inputs[0])?;
-        let mean = |c: &[f32]| (c.iter().map(|&x| f64::from(x)).sum::<f64>() / cells as f64) as f32;
+        let mean = |c: &[f32]| {
+            let sum = vectorized(
+                #[inline(always)]
+                || super::reduce::sum(c, |x| x),
+            );
+            (sum / cells as f64) as f32
+        };
         let y = float::read(inputs[0])?.chunks_exact(cells).map(mean).collect();
         Ok(vec![float::write(inputs[0].dtype(), &shape, y)?])
     }

@@ -212,6 +212,7 @@ impl Reduction {
 }
 
 /// The sum of `f` of the elements, in eight partial sums.
+#[inline(always)]
 pub(super) fn sum<T: Copy + Into<f64>>(x: &[T], f: impl Fn(f64) -> f64) -> f64 {
     let mut lanes = [0.0f64; 8];
     let (chunks, rest) = x.as_chunks::<8>();

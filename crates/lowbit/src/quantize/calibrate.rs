@@ -95,7 +95,8 @@ impl Worker<'_> {
             let Some((index, batch)) = next else { return Ok(()) };
             let batch = batch.map_err(|e| e.at(format!("calibration batch {index}")))?;
             pool.install(|| {
-                self.graph.run_with(&batch, |v, _, value| {
+                let watched = |v| self.watches.contains_key(&v);
+                self.graph.run_watched(&batch, watched, |v, _, value| {
                     let mut watches = self.watches.get(&v).into_iter().flatten();
                     watches.try_for_each(|w| self.points[w.point].observe(index, w.site, value))
                 })

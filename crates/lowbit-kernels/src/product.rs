@@ -1,0 +1,196 @@
+//! The f32 matrix product, with the same bits on every CPU.
+//!
+//! `out[m][p] = clamp(start + sum_k left[m][k] * right[k][p], lo, hi)`
+//!
+//! is one chain of fused multiply-adds, `k` ascending, from `start` on: each
+//! output is `fma(left[m][k], right[k][p], ..)`. Chains do not depend on each
+//! other, so neither the tile's size nor the number of threads shows in the
+//! result; nor does a split of the chain, which [`Start::Out`] takes up again.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod panels;
+mod portable;
+
+use crate::isa::Kernels;
+use crate::matrix::{Matrix, MatrixMut};
+
+pub use panels::{Panels, Run};
+pub(crate) use panels::{gather, transpose};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::AVX2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::AVX512;
+pub(crate) use portable::PORTABLE;
+
+/// What the chain of each output begins with.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// 0.
+    Zero,
+    /// One value for each row.
+    Rows(&'a [f32]),
+    /// The output as it is.
+    Out,
+}
+
+/// The right matrix of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Right<'a> {
+    /// As it lies: good for few rows on the left.
+    Matrix(Matrix<'a>),
+    /// Packed: good where many rows on the left read it again.
+    Panels(Panels<'a>),
+}
+
+impl Right<'_> {
+    /// The number of rows and of columns.
+    pub fn size(&self) -> [usize; 2] {
+        match self {
+            Right::Matrix(m) => m.size(),
+            Right::Panels(p) => p.size(),
+        }
+    }
+}
+
+/// A matrix product.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// `[m][k]`.
+    pub left: Matrix<'a>,
+    /// `[k][p]`.
+    pub right: Right<'a>,
+    /// What the sums begin with.
+    pub start: Start<'a>,
+    /// Sums below become `lo`; NaN stays.
+    pub lo: f32,
+    /// Sums above become `hi`; NaN stays.
+    pub hi: f32,
+}
+
+impl<'a> Product<'a> {
+    /// A product from 0 on, without bounds.
+    pub fn new(left: Matrix<'a>, right: Right<'a>) -> Product<'a> {
+        Product { left, right, start: Start::Zero, lo: f32::NEG_INFINITY, hi: f32::INFINITY }
+    }
+}
+
+/// The register tile of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// The most rows of a tile, at most [`MOST_ROWS`].
+    rows: usize,
+    /// The most columns of a tile.
+    cols: usize,
+    /// See [`Block`]. The CPU must have the table's instruction set.
+    run: unsafe fn(&Block<'_>),
+}
+
+/// Rows of the tallest tile.
+const MOST_ROWS: usize = 8;
+
+/// One tile's task. The functions that take it rely on:
+///
+/// - `rows` and `cols` are at least 1 and at most what the [`Tile`] says;
+/// - `left` holds `depth` elements from `i * left_stride`, for each row `i`;
+/// - `right` holds `cols` elements from `k * right_stride`, for each `k` below `depth`;
+/// - `out` points to the first of `rows` runs of `cols` elements, `out_stride`
+///   apart, that nobody else accesses.
+struct Block<'a> {
+    rows: usize,
+    cols: usize,
+    depth: usize,
+    left: &'a [f32],
+    left_stride: usize,
+    right: &'a [f32],
+    right_stride: usize,
+    /// What each row begins with; nothing where that is `out`.
+    start: Option<[f32; MOST_ROWS]>,
+    lo: f32,
+    hi: f32,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl Kernels {
+    /// Columns of a panel (see [`Panels`]).
+    pub fn panel_width(&self) -> usize {
+        self.product.cols
+    }
+
+    /// Rows of the left matrix that are multiplied together: a product of fewer
+    /// is less efficient.
+    pub fn product_rows(&self) -> usize {
+        self.product.rows
+    }
+
+    /// Computes the [`Product`] into `out`.
+    ///
+    /// # Panics
+    ///
+    /// The sizes do not fit, or panels were packed for another width.
+    pub fn product(&self, product: &Product<'_>, out: &mut MatrixMut<'_>) {
+        let Product { left, right, start, lo, hi } = *product;
+        let [m, depth] = left.size();
+        let [k, p] = right.size();
+        assert!(
+            depth == k && out.size() == [m, p],
+            "{m}x{depth} times {k}x{p} into {}x{}",
+            out.size()[0],
+            out.size()[1]
+        );
+        if let Start::Rows(values) = start {
+            assert_eq!(values.len(), m, "one start for each row");
+        }
+        if m == 0 || p == 0 {
+            return;
+        }
+        let width = self.product.cols;
+        let (data, right_stride, panel) = match right {
+            Right::Matrix(matrix) => (matrix.data(), matrix.stride(), width),
+            Right::Panels(panels) => {
+                assert_eq!(panels.width(), width, "columns of a panel");
+                (panels.data(), width, width * depth)
+            }
+        };
+        // Rows are shared out evenly: a low tile keeps too few sums in flight.
+        let together = m.div_ceil(m.div_ceil(self.product.rows));
+        for first in (0..m).step_by(together) {
+            let rows = together.min(m - first);
+            let start = match start {
+                Start::Zero => Some([0.0; MOST_ROWS]),
+                Start::Rows(values) => {
+                    let mut start = [0.0; MOST_ROWS];
+                    start[..rows].copy_from_slice(&values[first..][..rows]);
+                    Some(start)
+                }
+                Start::Out => None,
+            };
+            for col in (0..p).step_by(width) {
+                let (to, out_stride) = out.at(first, col);
+                let block = Block {
+                    rows,
+                    cols: width.min(p - col),
+                    depth,
+                    left: left.data().get(first * left.stride()..).unwrap_or_default(),
+                    left_stride: left.stride(),
+                    right: data.get(col / width * panel..).unwrap_or_default(),
+                    right_stride,
+                    start,
+                    lo,
+                    hi,
+                    out: to,
+                    out_stride,
+                };
+                // SAFETY: tables come only from `Kernels::available`, which yields those
+                // whose instruction set this CPU was found to have. A `Matrix` and
+                // `Panels` hold all their elements, and `out`, exclusively borrowed,
+                // has the `rows` x `cols` elements from `(first, col)`.
+                unsafe { (self.product.run)(&block) };
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! AVX-512: 8 rows by 3 vectors of columns.
+
+use std::arch::x86_64::*;
+
+use super::{Block, Tile};
+
+pub(crate) const AVX512: Tile = Tile { rows: ROWS, cols: 3 * LANES, run: tile };
+
+/// 8 rows by 3 vectors: 24 accumulators, 3 vectors of the right matrix and one
+/// broadcast element of the left one of the 32 registers.
+const ROWS: usize = 8;
+const LANES: usize = 16;
+/// Steps of `k` whose addresses share a base.
+const UNROLLED: usize = 4;
+
+/// # Safety
+///
+/// What [`Block`] says.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile(block: &Block<'_>) {
+    macro_rules! by_size {
+        ($($rows:literal)*) => {
+            // SAFETY: the contract is the same.
+            unsafe {
+                match (block.rows, block.cols.div_ceil(LANES)) {
+                    $(($rows, 1) => sized::<$rows, 1>(block),
+                    ($rows, 2) => sized::<$rows, 2>(block),
+                    ($rows, 3) => sized::<$rows, 3>(block),)*
+                    (rows, vectors) => unreachable!("{rows} rows by {vectors} vectors"),
+                }
+            }
+        };
+    }
+    by_size!(1 2 3 4 5 6 7 8)
+}
+
+/// A tile of `R` rows by `V` vectors, the last of which may be partial.
+///
+/// # Safety
+///
+/// What [`Block`] says, of `R` rows and more than `V - 1` vectors of columns.
+#[target_feature(enable = "avx512f")]
+unsafe fn sized<const R: usize, const V: usize>(block: &Block<'_>) {
+    let last = u16::MAX >> (V * LANES - block.cols);
+    let mask = |v: usize| if v + 1 == V { last } else { u16::MAX };
+    let mut acc = [[_mm512_setzero_ps(); V]; R];
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for (v, acc) in acc.iter_mut().enumerate() {
+            *acc = match &block.start {
+                Some(start) => _mm512_set1_ps(start[r]),
+                // SAFETY: row `r` of `out` has all elements that the mask admits.
+                None => unsafe {
+                    _mm512_maskz_loadu_ps(mask(v), block.out.add(r * block.out_stride + v * LANES))
+                },
+            };
+        }
+    }
+    let (mut left, mut right) = (block.left.as_ptr(), block.right.as_ptr());
+    macro_rules! step {
+        ($k:expr) => {
+            let mut x = [_mm512_setzero_ps(); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                // SAFETY: `right` points to row `k`, which has all elements that the
+                // mask admits.
+                *x = unsafe { _mm512_maskz_loadu_ps(mask(v), right.add(v * LANES)) };
+            }
+            right = right.wrapping_add(block.right_stride);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: each of the rows has `depth` elements, and `left` points to
+                // column `k - $k` of the first.
+                let w = _mm512_set1_ps(unsafe { *left.add(r * block.left_stride + $k) });
+                for (acc, x) in acc.iter_mut().zip(x) {
+                    *acc = _mm512_fmadd_ps(w, x, *acc);
+                }
+            }
+        };
+    }
+    for _ in 0..block.depth / UNROLLED {
+        step!(0);
+        step!(1);
+        step!(2);
+        step!(3);
+        left = left.wrapping_add(UNROLLED);
+    }
+    for _ in 0..block.depth % UNROLLED {
+        step!(0);
+        left = left.wrapping_add(1);
+    }
+    let (lo, hi) = (_mm512_set1_ps(block.lo), _mm512_set1_ps(block.hi));
+    for (r, acc) in acc.into_iter().enumerate() {
+        for (v, acc) in acc.into_iter().enumerate() {
+            // The second operand is the result where one is NaN.
+            let y = _mm512_min_ps(hi, _mm512_max_ps(lo, acc));
+            // SAFETY: row `r` of `out` has all elements that the mask admits.
+            unsafe {
+                _mm512_mask_storeu_ps(block.out.add(r * block.out_stride + v * LANES), mask(v), y);
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The right matrix of a product, packed.
+
+use std::array;
+use std::ops::Range;
+
+use crate::matrix::Matrix;
+
+/// A matrix cut into panels of [`Kernels::panel_width`](crate::Kernels::panel_width)
+/// columns, one after the other, each row-major; the last panel is filled up
+/// with columns of any value.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    width: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Elements that panels take.
+    pub fn len(rows: usize, cols: usize, width: usize) -> usize {
+        cols.div_ceil(width) * width * rows
+    }
+
+    /// The panels at the start of `data`.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer than [`Panels::len`] elements.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, width: usize) -> Panels<'a> {
+        assert!(data.len() >= Panels::len(rows, cols, width), "panels of {rows}x{cols} outside their data");
+        Panels { data, rows, cols, width }
+    }
+
+    /// The number of rows and of columns.
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    pub(super) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+}
+
+/// Elements that lie together in the source and in a row of a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first one in the source, less the row's offset.
+    pub from: usize,
+    /// The first one in the row.
+    pub to: usize,
+    /// How many, at most [`Run::MOST`].
+    pub len: usize,
+}
+
+impl Run {
+    /// The most elements of a run: they are copied at once.
+    pub const MOST: usize = 16;
+}
+
+#[inline(always)]
+pub(crate) fn gather(
+    source: &[f32],
+    channels: Range<usize>,
+    pitch: usize,
+    taps: &[usize],
+    runs: &[Run],
+    width: usize,
+    out: &mut [f32],
+) {
+    assert!(runs.iter().all(|run| run.len <= Run::MOST), "a run of more than {} elements", Run::MOST);
+    let reach = |f: fn(&Run) -> usize| runs.iter().map(f).max().unwrap_or(0) + Run::MOST;
+    let (source_reach, out_reach) = (reach(|run| run.from), reach(|run| run.to));
+    let mut row = 0;
+    for channel in channels {
+        for tap in taps {
+            let offset = channel * pitch + tap;
+            // A run is copied with what lies behind it: the next run or row
+            // writes that again, or it belongs to no column.
+            if offset + source_reach <= source.len() && row + out_reach <= out.len() {
+                let (source, out) = (&source[offset..], &mut out[row..]);
+                for run in runs {
+                    // SAFETY: the greatest `from` and `to` have `MOST` elements behind them.
+                    unsafe {
+                        let from = source.as_ptr().add(run.from).cast::<[f32; Run::MOST]>();
+                        *out.as_mut_ptr().add(run.to).cast() = *from;
+                    }
+                }
+            } else {
+                for run in runs {
+                    let from = &source[offset + run.from..][..run.len];
+                    out[row + run.to..][..run.len].copy_from_slice(from);
+                }
+            }
+            row += width;
+        }
+    }
+}
+
+/// Rows and columns that are transposed at once.
+const SQUARE: usize = 8;
+
+#[inline(always)]
+pub(crate) fn transpose(source: Matrix<'_>, width: usize, out: &mut [f32]) {
+    let [rows, cols] = source.size();
+    assert!(rows <= width, "a panel of {width} columns for {rows}");
+    for i in (0..rows).step_by(SQUARE) {
+        let squares = if i + SQUARE <= rows { cols / SQUARE } else { 0 };
+        for j in (0..squares).map(|j| j * SQUARE) {
+            let square: [[f32; SQUARE]; SQUARE] =
+                array::from_fn(|r| *source.row(i + r)[j..].first_chunk().expect("a square of the matrix"));
+            for c in 0..SQUARE {
+                let line = out[(j + c) * width + i..].first_chunk_mut().expect("a square of the panel");
+                *line = array::from_fn::<f32, SQUARE, _>(|r| square[r][c]);
+            }
+        }
+        for r in i..rows.min(i + SQUARE) {
+            for (j, &x) in source.row(r).iter().enumerate().skip(squares * SQUARE) {
+                out[j * width + r] = x;
+            }
+        }
+    }
+}
