@@ -5,7 +5,9 @@ use std::fmt;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use lowbit_kernels::{Depthwise, Kernels, Output, PackedWeights, Requant, Window};
+use lowbit_kernels::{
+    Depthwise, Kernels, Matrix, MatrixMut, Output, PackedWeights, Panels, Product, Requant, Right, Window,
+};
 
 fn main() {
     divan::main();
@@ -51,6 +53,38 @@ fn gemm(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
         let output = Output::U8 { requant, out: &mut out, stride: columns };
         case.kernels.gemm(black_box(&a), depth, rows, &weights, output);
+    });
+}
+
+fn product_cases() -> Vec<Case<[usize; 3]>> {
+    cases(&[[512, 480, 512], [64, 3025, 144], [1000, 169, 512], [256, 196, 256], [1, 480, 512]])
+}
+
+/// f32, `[rows, columns, depth]`, the right matrix as it lies.
+#[divan::bench(args = product_cases(), max_time = 0.3)]
+fn product(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [rows, columns, depth] = case.shape;
+    let (a, b) = (vec![0.5; rows * depth], vec![0.25; depth * columns]);
+    let right = Right::Matrix(Matrix::new(&b, depth, columns));
+    bench_product(bencher, case, &a, right);
+}
+
+/// f32, `[rows, columns, depth]`, the right matrix in panels.
+#[divan::bench(args = product_cases(), max_time = 0.3)]
+fn product_of_panels(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [rows, columns, depth] = case.shape;
+    let width = case.kernels.panel_width();
+    let (a, b) = (vec![0.5; rows * depth], vec![0.25; Panels::len(depth, columns, width)]);
+    bench_product(bencher, case, &a, Right::Panels(Panels::new(&b, depth, columns, width)));
+}
+
+/// An item is one floating-point operation.
+fn bench_product(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[f32], right: Right<'_>) {
+    let [rows, columns, depth] = case.shape;
+    let mut out = vec![0.0; rows * columns];
+    bencher.counter(ItemsCount::new(2 * rows * columns * depth)).bench_local(|| {
+        let product = Product::new(Matrix::new(black_box(a), rows, depth), right);
+        case.kernels.product(&product, &mut MatrixMut::new(&mut out, rows, columns));
     });
 }
 

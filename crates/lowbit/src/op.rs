@@ -6,6 +6,7 @@ use std::any::Any;
 use std::fmt;
 
 use crate::error::{Result, invalid};
+use crate::tensor::buffers::recycle;
 use crate::tensor::{DType, Tensor};
 
 pub use reading::{ReadOp, Reading};
@@ -229,7 +230,9 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Op::eval`].
     fn eval_owned(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
-        self.eval(&inputs.iter().collect::<Vec<_>>())
+        let made = self.eval(&inputs.iter().collect::<Vec<_>>());
+        inputs.into_iter().for_each(recycle);
+        made
     }
 
     /// [`Op::eval`] with outputs below `lo` set to `lo` and those above `hi` to

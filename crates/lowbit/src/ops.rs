@@ -32,7 +32,7 @@ mod axis;
 mod product;
 pub(crate) mod strided;
 mod symbolic;
-mod vectorized;
+pub(crate) mod vectorized;
 
 use crate::op::ReadOp;
 

@@ -1,5 +1,6 @@
 //! Dense tensors of dynamic rank: a shape, an element type and shared data.
 
+pub(crate) mod buffers;
 mod bytes;
 mod dtype;
 

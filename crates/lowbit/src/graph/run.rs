@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::{Graph, Kind, Node, Value, Var};
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Quant};
+use crate::tensor::buffers::recycle;
 use crate::tensor::{DType, Tensor};
 
 /// A node that restricts its operand to a range.
@@ -80,7 +81,13 @@ impl Graph {
                         let made = op.eval_clamped(&operands.iter().collect::<Vec<_>>(), lo, hi)?;
                         Some((node, made))
                     });
-                    let (to, made) = clamped.unwrap_or_else(|| (i, op.eval_owned(operands)));
+                    let (to, made) = match clamped {
+                        Some(clamped) => {
+                            operands.into_iter().for_each(recycle);
+                            clamped
+                        }
+                        None => (i, op.eval_owned(operands)),
+                    };
                     let made = made.map_err(|e| e.at(op.name()).at(&node.name))?;
                     values[to] = made.into_iter().map(Some).take(node.outputs.len()).collect();
                 }

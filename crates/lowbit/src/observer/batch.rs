@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use lowbit_kernels::Kernels;
+
 use crate::error::{Error, Result, invalid};
 use crate::qparams::Range;
 use crate::scheme::{Granularity, Groups};
@@ -83,38 +85,22 @@ fn not_finite(x: &[f32]) -> Error {
 
 /// Each group's least and greatest value; `None` if any value is not finite.
 fn extremes(x: &[f32], groups: &Groups) -> Option<Vec<Range>> {
+    /// Elements that are worth a call of the vectorized routine.
+    const LONG: usize = 64;
+    let kernels = Kernels::best();
     let mut ranges = vec![Range { lo: f32::INFINITY, hi: f32::NEG_INFINITY }; groups.count()];
-    let mut odd = 0.0f32;
+    let mut finite = true;
     for (run, g) in groups.runs() {
-        let (range, bad) = scan(&x[run]);
-        odd += bad;
-        ranges[g] = ranges[g].union(range);
-    }
-    (odd == 0.0).then_some(ranges)
-}
-
-/// Least and greatest value, and 0, or NaN if some value is not finite.
-fn scan(x: &[f32]) -> (Range, f32) {
-    const LANES: usize = 16;
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let (mut lo, mut hi, mut odd) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
-    for c in chunks {
-        for i in 0..LANES {
-            lo[i] = if c[i] < lo[i] { c[i] } else { lo[i] };
-            hi[i] = if c[i] > hi[i] { c[i] } else { hi[i] };
-            odd[i] += c[i] * 0.0;
+        if run.len() < LONG {
+            for &x in &x[run] {
+                finite &= x.is_finite();
+                ranges[g] = ranges[g].union(Range { lo: x, hi: x });
+            }
+        } else {
+            let found = kernels.min_max(&x[run]);
+            finite &= found.min.is_finite() && found.max.is_finite() && !found.has_nan;
+            ranges[g] = ranges[g].union(Range { lo: found.min, hi: found.max });
         }
     }
-    let (mut range, mut bad) = (Range { lo: f32::INFINITY, hi: f32::NEG_INFINITY }, 0.0);
-    if !chunks.is_empty() {
-        for i in 0..LANES {
-            range = range.union(Range { lo: lo[i], hi: hi[i] });
-            bad += odd[i];
-        }
-    }
-    for &x in rest {
-        range = range.union(Range { lo: x, hi: x });
-        bad += x * 0.0;
-    }
-    (range, bad)
+    finite.then_some(ranges)
 }

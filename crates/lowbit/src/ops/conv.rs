@@ -10,6 +10,7 @@ use super::float;
 use super::window::{Axis, Window, three};
 use crate::error::{Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
+use crate::tensor::buffers::buffer;
 use crate::tensor::{Tensor, element_count};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[("Conv", |r| {
@@ -225,7 +226,7 @@ pub(super) fn check_bias(bias: Option<&Fact>, channels: usize) -> Result<()> {
 /// `w [group * out_channels, in_channels, taps]`. Slices must have the sizes
 /// that `g` says.
 fn convolve(x: &[f32], w: &[f32], bias: Option<&[f32]>, bounds: Bounds, g: &Geometry) -> Vec<f32> {
-    let mut y = vec![0.0; g.batch * g.group * g.out_channels * g.outputs()];
+    let mut y = buffer(g.batch * g.group * g.out_channels * g.outputs());
     if y.is_empty() {
         return y;
     }

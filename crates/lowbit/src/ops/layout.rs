@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional_fact};
-use crate::tensor::{Tensor, element_count};
+use crate::tensor::buffers::buffer;
+use crate::tensor::{DType, Element, Tensor, element_count};
 
 use super::axis;
 use super::strided::{contiguous, each_storage, permuted, view};
@@ -95,19 +96,13 @@ impl Op for Concat {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let shape = output_shape(self, inputs, 0)?;
         let at = axis::one(self.axis, shape.len())?;
-        let rows: usize = shape[..at].iter().product();
-        each_storage!(inputs[0].dtype(), T => {
-            let mut parts = vec![];
-            for t in inputs {
-                parts.push((t.slice::<T>()?, t.shape()[at..].iter().product::<usize>()));
-            }
-            let mut y = Vec::with_capacity(element_count(&shape)?);
-            for row in 0..rows {
-                for (x, n) in &parts {
-                    y.extend_from_slice(&x[row * n..(row + 1) * n]);
-                }
-            }
-            Ok(vec![Tensor::coded(inputs[0].dtype(), &shape, y)?])
+        let count = element_count(&shape)?;
+        let dtype = inputs[0].dtype();
+        if dtype == DType::F32 {
+            return Ok(vec![Tensor::new(&shape, join::<f32>(inputs, at, buffer(count))?)?]);
+        }
+        each_storage!(dtype, T => {
+            Ok(vec![Tensor::coded(dtype, &shape, join::<T>(inputs, at, Vec::with_capacity(count))?)?])
         })
     }
 
@@ -118,6 +113,22 @@ impl Op for Concat {
     fn quant(&self) -> Quant {
         Quant::Merge
     }
+}
+
+/// The elements of the inputs, joined along an axis, in the memory of `y`.
+fn join<T: Element>(inputs: &[&Tensor], axis: usize, mut y: Vec<T>) -> Result<Vec<T>> {
+    y.clear();
+    let rows: usize = inputs[0].shape()[..axis].iter().product();
+    let mut parts = vec![];
+    for t in inputs {
+        parts.push((t.slice::<T>()?, t.shape()[axis..].iter().product::<usize>()));
+    }
+    for row in 0..rows {
+        for (x, n) in &parts {
+            y.extend_from_slice(&x[row * n..(row + 1) * n]);
+        }
+    }
+    Ok(y)
 }
 
 /// Parts of the input along an axis: of the sizes that input 1 lists, or

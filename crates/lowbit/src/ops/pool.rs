@@ -1,14 +1,16 @@
 //! Pooling: the greatest or the mean value of each window, or of each channel.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::float;
 use super::vectorized::vectorized;
-use super::window::{Axis, Padding, Window, each_step, three};
+use super::window::{Axis, Padding, Window, three};
 use crate::error::{Error, Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Element, Tensor, element_count};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
@@ -130,10 +132,12 @@ impl Op for MaxPool {
         let x = inputs[0];
         let (axes, shape) = self.pool.resolve("MaxPool", x.shape())?;
         let y = match x.dtype() {
-            DType::U8 => Tensor::new(&shape, windows(x.slice::<u8>()?, &axes, 0, Ord::max)),
-            DType::I8 => Tensor::new(&shape, windows(x.slice::<i8>()?, &axes, i8::MIN, Ord::max)),
+            DType::U8 => Tensor::new(&shape, windows(x.slice::<u8>()?, &axes, 0, Ord::max, |n| vec![0; n])),
+            DType::I8 => {
+                Tensor::new(&shape, windows(x.slice::<i8>()?, &axes, i8::MIN, Ord::max, |n| vec![0; n]))
+            }
             dtype => {
-                let y = windows(&float::read(x)?, &axes, f32::NEG_INFINITY, greater);
+                let y = windows(&float::read(x)?, &axes, f32::NEG_INFINITY, greater, buffer);
                 float::write(dtype, &shape, y)
             }
         };
@@ -201,7 +205,7 @@ impl Op for AveragePool {
         arity(inputs, 1, 1)?;
         let x = inputs[0];
         let (axes, shape) = self.pool.resolve("AveragePool", x.shape())?;
-        let mut y = windows(&float::read(x)?, &axes, 0.0, |a, b| a + b);
+        let mut y = windows(&float::read(x)?, &axes, 0.0, |a, b| a + b, buffer);
         let [depth, height, width] =
             axes.map(|a| (0..a.output).map(|o| self.count(&a, o)).collect::<Vec<_>>());
         for (row, y) in y.chunks_exact_mut(width.len().max(1)).enumerate() {
@@ -226,23 +230,24 @@ impl Op for AveragePool {
 }
 
 /// `combine` over the cells of each window within the input, from `start` on.
-/// Down the columns first, over whole rows, then across: both read plain runs.
+/// Across the rows first, each read once, then down the columns of what they gave.
 fn windows<T: Element>(
     x: &[T],
     axes: &[Axis; 3],
     start: T,
     combine: impl Fn(T, T) -> T + Copy + Sync,
+    memory: impl Fn(usize) -> Vec<T>,
 ) -> Vec<T> {
     let inputs: usize = axes.iter().map(|a| a.input).product();
     let outputs: usize = axes.iter().map(|a| a.output).product();
     if inputs == 0 || outputs == 0 {
         return vec![];
     }
-    let mut y = vec![start; x.len() / inputs * outputs];
+    let mut y = memory(x.len() / inputs * outputs);
     let least = ((1 << 15) / inputs).max(1);
     let planes = y.par_chunks_exact_mut(outputs).zip(x.par_chunks_exact(inputs)).with_min_len(least);
     planes.for_each_init(
-        || Rows::new(&axes[2], start),
+        || Rows::new(axes, start),
         |rows, (y, x)| {
             vectorized(
                 #[inline(always)]
@@ -258,21 +263,28 @@ const LANES: usize = 16;
 
 /// Buffers of one task.
 struct Rows<T> {
-    /// One row with its padding, and elements behind that whole vectors read.
-    /// Empty if that were much more than the row.
-    padded: Vec<T>,
-    /// What each position of a window's first tap gives.
-    folded: Vec<T>,
-    /// Where in the channel the rows of a window begin.
+    /// Outputs along a row whose windows lie within it and are computed by
+    /// whole vectors.
+    inside: Range<usize>,
+    /// The end of a channel, and elements behind it that whole vectors read.
+    end: Vec<T>,
+    /// What each row of the channel gives, `pitch` apart.
+    across: Vec<T>,
+    pitch: usize,
+    /// Where in `across` the rows of a window begin.
     lines: Vec<usize>,
 }
 
 impl<T: Element> Rows<T> {
-    fn new(width: &Axis, start: T) -> Rows<T> {
-        let positions = ((width.output - 1) * width.stride + 1).next_multiple_of(LANES);
-        let padded = (positions + width.span()).max(width.before + width.input);
-        let (padded, positions) = if padded > 4 * width.input + 1024 { (0, 0) } else { (padded, positions) };
-        Rows { padded: vec![start; padded], folded: vec![start; positions], lines: vec![] }
+    fn new([depth, height, width]: &[Axis; 3], start: T) -> Rows<T> {
+        let inside = width.inside(0).start..width.inside(width.kernel - 1).end;
+        let vectors = inside.start < inside.end && width.stride <= 2;
+        let inside = if vectors { inside } else { 0..0 };
+        let computed = inside.len().next_multiple_of(LANES);
+        let reach = if vectors { computed * width.stride + width.span() - 1 } else { 0 };
+        let pitch = width.output.max(inside.start + computed).next_multiple_of(LANES);
+        let across = vec![start; depth.input * height.input * pitch];
+        Rows { inside, end: vec![start; reach], across, pitch, lines: vec![] }
     }
 }
 
@@ -285,71 +297,75 @@ fn plane<T: Element>(
     rows: &mut Rows<T>,
     y: &mut [T],
 ) {
-    for (i, y) in y.chunks_exact_mut(width.output).enumerate() {
+    let Rows { inside, end, across, pitch, lines } = rows;
+    for (row, across) in across.chunks_exact_mut(*pitch).enumerate() {
+        let line = &x[row * width.input..];
+        if inside.start < inside.end {
+            // Vectors read on into the next row: what that gives is left out.
+            let from = &line[inside.start * width.stride - width.before..];
+            let from = match from.get(..end.len()) {
+                Some(from) => from,
+                None => {
+                    end[..from.len()].copy_from_slice(from);
+                    &*end
+                }
+            };
+            let shifts = (0..width.kernel).map(|t| t * width.dilation);
+            let y = &mut across[inside.start..];
+            let y = &mut y[..inside.len().next_multiple_of(LANES)];
+            match width.stride {
+                1 => fold::<T, 1, LANES>(from, shifts, start, combine, y),
+                _ => fold::<T, 2, { 2 * LANES }>(from, shifts, start, combine, y),
+            }
+        }
+        for o in (0..inside.start).chain(inside.end..width.output) {
+            let taps = width.taps(o).map(|t| line[o * width.stride + t * width.dilation - width.before]);
+            across[o] = taps.fold(start, combine);
+        }
+    }
+    for i in 0..y.len() / width.output {
         let (od, oh) = (i / height.output, i % height.output);
-        rows.lines.clear();
+        lines.clear();
         for d in depth.taps(od) {
             let id = od * depth.stride + d * depth.dilation - depth.before;
             for h in height.taps(oh) {
                 let ih = oh * height.stride + h * height.dilation - height.before;
-                rows.lines.push((id * height.input + ih) * width.input);
+                lines.push((id * height.input + ih) * *pitch);
             }
         }
-        if rows.padded.is_empty() {
-            for (o, y) in y.iter_mut().enumerate() {
-                *y = start;
-                for at in &rows.lines {
-                    for t in width.taps(o) {
-                        *y = combine(*y, x[at + o * width.stride + t * width.dilation - width.before]);
-                    }
-                }
+        for at in (0..width.output).step_by(LANES) {
+            let mut lanes = [start; LANES];
+            fold::<T, 1, LANES>(&across[at..], lines.iter().copied(), start, combine, &mut lanes);
+            // What a whole vector writes beyond the row, the next row writes again.
+            let y = &mut y[i * width.output + at..];
+            match y.first_chunk_mut() {
+                Some(y) => *y = lanes,
+                None => y.copy_from_slice(&lanes[..y.len()]),
             }
-            continue;
         }
-        down(x, &rows.lines, start, combine, &mut rows.padded[width.before..][..width.input]);
-        across(&rows.padded, width, combine, &mut rows.folded);
-        each_step(y, &rows.folded, width.stride, |y, x| *y = x);
     }
 }
 
-/// `y[i] = combine` over the `i`-th elements of the lines that begin at `lines`.
-/// Where `y` is no whole number of vectors, the last one overlaps the one before.
+/// `y[i] = combine` over `x[shift + S * i]`, for a whole number of vectors; `W = S * LANES`.
 #[inline(always)]
-fn down<T: Element>(x: &[T], lines: &[usize], start: T, combine: impl Fn(T, T) -> T, y: &mut [T]) {
-    let Some(last) = y.len().checked_sub(LANES) else {
-        y.fill(start);
-        for line in lines {
-            y.iter_mut().zip(&x[*line..]).for_each(|(y, x)| *y = combine(*y, *x));
-        }
-        return;
-    };
-    for at in (0..y.len()).step_by(LANES) {
-        let at = at.min(last);
-        let mut lanes = [start; LANES];
-        for line in lines {
-            let x = &x[line + at..][..LANES];
-            for j in 0..LANES {
+fn fold<T: Element, const S: usize, const W: usize>(
+    x: &[T],
+    shifts: impl Iterator<Item = usize> + Clone,
+    start: T,
+    combine: impl Fn(T, T) -> T,
+    y: &mut [T],
+) {
+    for (at, y) in (0..).step_by(W).zip(y.as_chunks_mut::<LANES>().0) {
+        let mut lanes = [start; W];
+        for shift in shifts.clone() {
+            let x = &x[at + shift..][..W];
+            for j in 0..W {
                 lanes[j] = combine(lanes[j], x[j]);
             }
         }
-        y[at..][..LANES].copy_from_slice(&lanes);
-    }
-}
-
-/// `y[i] = combine` over the taps of a window that begins at `x[i]`.
-#[inline(always)]
-fn across<T: Element>(x: &[T], axis: &Axis, combine: impl Fn(T, T) -> T, y: &mut [T]) {
-    for (at, y) in y.chunks_exact_mut(LANES).enumerate() {
-        let x = &x[at * LANES..];
-        let mut lanes = [x[0]; LANES];
-        lanes.copy_from_slice(&x[..LANES]);
-        for t in 1..axis.kernel {
-            let x = &x[t * axis.dilation..][..LANES];
-            for j in 0..LANES {
-                lanes[j] = combine(lanes[j], x[j]);
-            }
+        for j in 0..LANES {
+            y[j] = lanes[S * j];
         }
-        y.copy_from_slice(&lanes);
     }
 }
 

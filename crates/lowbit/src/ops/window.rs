@@ -95,20 +95,26 @@ impl Axis {
     }
 }
 
-/// `f(y[i], x[i * stride])` for each `y[i]` that has such an `x`.
+/// `y[i] = x[i * stride]` for each `y[i]` that has such an `x`.
 #[inline(always)]
-pub fn each_step<T: Copy>(y: &mut [T], x: &[T], stride: usize, f: impl Fn(&mut T, T)) {
+pub fn copy_steps<T: Copy>(y: &mut [T], x: &[T], stride: usize) {
+    /// Elements that are written at once.
+    const LANES: usize = 16;
     match stride {
-        1 => y.iter_mut().zip(x).for_each(|(y, x)| f(y, *x)),
-        // A chunk of constant length is read by vectors.
-        2 => {
-            let (pairs, last) = x[..x.len().min(2 * y.len())].as_chunks::<2>();
-            y.iter_mut().zip(pairs).for_each(|(y, x)| f(y, x[0]));
-            if let ([x], Some(y)) = (last, y.get_mut(pairs.len())) {
-                f(y, *x);
+        1 => y.iter_mut().zip(x).for_each(|(y, x)| *y = *x),
+        2 if y.len() >= LANES && x.len() >= 2 * y.len() => {
+            let last = y.len() - LANES;
+            for at in (0..y.len()).step_by(LANES) {
+                // The last step may overlap the one before.
+                let at = at.min(last);
+                let x: &[T; 2 * LANES] = x[2 * at..].first_chunk().expect("two for each that is written");
+                let y: &mut [T; LANES] = y[at..].first_chunk_mut().expect("y has so many");
+                for j in 0..LANES {
+                    y[j] = x[2 * j];
+                }
             }
         }
-        _ => y.iter_mut().zip(x.iter().step_by(stride)).for_each(|(y, x)| f(y, *x)),
+        _ => y.iter_mut().zip(x.iter().step_by(stride)).for_each(|(y, x)| *y = *x),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The mean input of each channel, and the bias that it corrects.
 
 use crate::error::{Result, invalid};
+use crate::ops::vectorized::vectorized;
 use crate::tensor::Tensor;
 
 /// The mean of each channel of an operator's input over the calibration data.
@@ -38,7 +39,10 @@ impl InputMeans {
             }
         } else {
             for (i, run) in x.slice::<f32>()?.chunks(inner).enumerate() {
-                self.sums[i % channels] += sum(run);
+                self.sums[i % channels] += vectorized(
+                    #[inline(always)]
+                    || sum(run),
+                );
             }
         }
         self.count += (x.len() / channels) as u64;
@@ -81,6 +85,7 @@ impl InputMeans {
 }
 
 /// The sum in f64 of eight interleaved partial sums in f32 per block.
+#[inline(always)]
 fn sum(run: &[f32]) -> f64 {
     run.chunks(256)
         .map(|block| {

@@ -8,7 +8,8 @@
 use lowbit_kernels::Run;
 
 use super::Geometry;
-use crate::ops::window::{Axis, each_step};
+use crate::ops::vectorized::vectorized;
+use crate::ops::window::{Axis, copy_steps};
 
 /// The padded plane in phases.
 pub(super) struct Planes {
@@ -77,9 +78,15 @@ impl Planes {
         if !again {
             cells.fill(0.0);
         }
-        for Copy { from, to, len } in &self.copies {
-            each_step(&mut cells[*to..][..*len], &x[*from..], self.axes[2].stride, |y, x| *y = x);
-        }
+        let stride = self.axes[2].stride;
+        vectorized(
+            #[inline(always)]
+            || {
+                for Copy { from, to, len } in &self.copies {
+                    copy_steps(&mut cells[*to..][..*len], &x[*from..], stride);
+                }
+            },
+        );
     }
 
     /// Where the cells that the `count` outputs from `start` read at distance 0 lie.
