@@ -44,7 +44,7 @@ pub use gemm::Output;
 pub use isa::{ISA_VARIABLE, Kernels};
 pub use matrix::{Matrix, MatrixMut};
 pub use pack::PackedWeights;
-pub use product::{Panels, Product, Right, Run, Start};
+pub use product::{Gather, Panels, Product, Right, Run, Start};
 pub use requant::{Requant, UniformRequant};
 pub use statistics::MinMax;
 pub use window::{PADDING, Window};

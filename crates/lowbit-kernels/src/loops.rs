@@ -10,7 +10,7 @@ use crate::depthwise::Depthwise;
 use crate::elementwise::{Add, Mul};
 use crate::isa::Kernels;
 use crate::matrix::Matrix;
-use crate::product::Run;
+use crate::product::Gather;
 use crate::requant::UniformRequant;
 use crate::statistics::MinMax;
 
@@ -193,18 +193,14 @@ loops! {
     );
 
     /// Packs one panel of the right matrix of a product
-    /// ([`Panels`](crate::Panels)) whose row `(c, t)`, for each of the `channels`
-    /// and `taps`, holds the `runs` of `source` from `c * pitch + taps[t]` on.
-    /// Runs ascend in `to`. Columns that no run fills, and elements of `out`
-    /// behind the panel, may become any value.
+    /// ([`Panels`](crate::Panels)): the rows of `channels`. Columns that no run
+    /// fills, and elements of `out` behind the panel, may become any value.
     ///
     /// # Panics
     ///
-    /// A run reads or writes outside its slice, or is longer than [`Run::MOST`].
-    product::gather(
-        source: &[f32], channels: Range<usize>, pitch: usize, taps: &[usize], runs: &[Run], width: usize,
-        out: &mut [f32]
-    );
+    /// A run reads or writes outside its slice, or is longer than
+    /// [`Run::MOST`](crate::Run::MOST).
+    product::gather(from: &Gather<'_>, channels: Range<usize>, width: usize, out: &mut [f32]);
 
     /// `out[j * width + i] = source[i][j]`: one panel of the right matrix of a
     /// product that is given transposed.

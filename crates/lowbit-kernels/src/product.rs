@@ -17,7 +17,7 @@ mod portable;
 use crate::isa::Kernels;
 use crate::matrix::{Matrix, MatrixMut};
 
-pub use panels::{Panels, Run};
+pub use panels::{Gather, Panels, Run};
 pub(crate) use panels::{gather, transpose};
 
 #[cfg(target_arch = "x86_64")]

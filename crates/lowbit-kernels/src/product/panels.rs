@@ -62,16 +62,23 @@ impl Run {
     pub const MOST: usize = 16;
 }
 
+/// A right matrix as runs of a source: row `(c, t)` holds the `runs` of `source`
+/// from `c * pitch + taps[t]` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather<'a> {
+    /// Where the elements lie.
+    pub source: &'a [f32],
+    /// The distance of channels in the source.
+    pub pitch: usize,
+    /// The offset of each tap in a channel.
+    pub taps: &'a [usize],
+    /// The columns of one panel, ascending in [`Run::to`].
+    pub runs: &'a [Run],
+}
+
 #[inline(always)]
-pub(crate) fn gather(
-    source: &[f32],
-    channels: Range<usize>,
-    pitch: usize,
-    taps: &[usize],
-    runs: &[Run],
-    width: usize,
-    out: &mut [f32],
-) {
+pub(crate) fn gather(from: &Gather<'_>, channels: Range<usize>, width: usize, out: &mut [f32]) {
+    let Gather { source, pitch, taps, runs } = *from;
     assert!(runs.iter().all(|run| run.len <= Run::MOST), "a run of more than {} elements", Run::MOST);
     let reach = |f: fn(&Run) -> usize| runs.iter().map(f).max().unwrap_or(0) + Run::MOST;
     let (source_reach, out_reach) = (reach(|run| run.from), reach(|run| run.to));

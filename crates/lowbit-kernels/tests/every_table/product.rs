@@ -1,6 +1,6 @@
 //! The f32 product and what packs its right matrix.
 
-use lowbit_kernels::{Kernels, Matrix, MatrixMut, Panels, Product, Right, Run, Start};
+use lowbit_kernels::{Gather, Kernels, Matrix, MatrixMut, Panels, Product, Right, Run, Start};
 
 use super::{Failures, Random};
 
@@ -115,7 +115,8 @@ pub fn gathered(kernels: &Kernels, failures: &mut Failures) {
         let rows = channels.len() * taps.len();
         let filled: usize = runs.iter().map(|r| r.len).sum();
         let mut got = vec![f32::NAN; rows * width];
-        kernels.gather(&source, channels.clone(), pitch, &taps, &runs, width, &mut got);
+        let from = Gather { source: &source, pitch, taps: &taps, runs: &runs };
+        kernels.gather(&from, channels.clone(), width, &mut got);
         let got: Vec<f32> = got.chunks(width).flat_map(|row| &row[..filled]).copied().collect();
         let mut want = vec![];
         for (c, t) in channels.flat_map(|c| taps.map(|t| (c, t))) {

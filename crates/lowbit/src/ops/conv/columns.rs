@@ -1,7 +1,7 @@
 //! Convolution as a matrix product: what the taps read for a block of outputs
 //! is gathered into panels that stay in the cache.
 
-use lowbit_kernels::{Kernels, Matrix, MatrixMut, Panels, Product, Right, Start};
+use lowbit_kernels::{Gather, Kernels, Matrix, MatrixMut, Panels, Product, Right, Start};
 use rayon::prelude::*;
 
 use super::planes::Planes;
@@ -124,8 +124,8 @@ impl Image<'_> {
                     with_scratch(Panels::len(depth, cols, width), |panels| {
                         for (i, runs) in runs.iter().enumerate() {
                             let panel = &mut panels[i * width * depth..];
-                            let channels = channels.clone();
-                            kernels.gather(cells, channels, *pitch, planes.taps(), runs, width, panel);
+                            let from = Gather { source: cells, pitch: *pitch, taps: planes.taps(), runs };
+                            kernels.gather(&from, channels.clone(), width, panel);
                         }
                         product(Right::Panels(Panels::new(panels, depth, cols, width)));
                     });
