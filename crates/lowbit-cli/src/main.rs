@@ -37,7 +37,8 @@ Start here:
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
   lowbit compare model.onnx model.int8.onnx --data d   find the layer that hurts
 
-Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avx512vnni chooses the kernels."
+Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
+chooses the kernels."
 )]
 struct Cli {
     /// Print JSON in place of tables.

@@ -1,7 +1,7 @@
 //! Throughput per instruction set: items are multiply-adds for products, bytes
 //! are those read and written for the rest.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
@@ -29,6 +29,25 @@ fn cases<S: Copy>(shapes: &[S]) -> Vec<Case<S>> {
     Kernels::available().flat_map(with).collect()
 }
 
+/// Codes of activations as after a ReLU: half of them 0, large ones rare.
+fn activations(len: usize) -> Vec<u8> {
+    uniform(len).map(|x| (256.0 * (x - 0.5).max(0.0).powi(3) * 8.0) as u8).collect()
+}
+
+/// Codes of weights: bell-shaped, with a standard deviation of 30.
+fn weights(len: usize) -> Vec<i8> {
+    let mut x = uniform(4 * len);
+    let mut sum = || x.by_ref().take(4).map(|x| x - 0.5).sum::<f32>();
+    (0..len).map(|_| (sum() * 52.0).round() as i8).collect()
+}
+
+/// Pseudorandom numbers in 0..1.
+fn uniform(len: usize) -> impl Iterator<Item = f32> {
+    let step = |&x: &u32| Some(x.wrapping_mul(747_796_405).wrapping_add(2_891_336_453));
+    let hash = |x: u32| (x ^ x >> 15).wrapping_mul(0x2c1b_3c6d) >> 8;
+    iter::successors(Some(1), step).map(move |x| hash(x) as f32 / (1 << 24) as f32).take(len)
+}
+
 fn gemm_cases() -> Vec<Case<[usize; 3]>> {
     cases(&[
         [1024, 1024, 1024],
@@ -36,6 +55,8 @@ fn gemm_cases() -> Vec<Case<[usize; 3]>> {
         [196, 512, 1152],
         [784, 128, 1152],
         [3136, 96, 24],
+        [784, 64, 32],
+        [784, 32, 64],
         [1, 1000, 2048],
     ])
 }
@@ -44,15 +65,25 @@ fn gemm_cases() -> Vec<Case<[usize; 3]>> {
 #[divan::bench(args = gemm_cases(), max_time = 0.5)]
 fn gemm(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
     let [rows, columns, depth] = case.shape;
-    let a: Vec<u8> = (0..rows * depth).map(|i| (i * 37) as u8).collect();
-    let w: Vec<i8> = (0..columns * depth).map(|i| (i * 59) as i8).collect();
-    let weights = PackedWeights::new(&w, columns, depth);
+    multiply(bencher, case, &activations(rows * depth), &weights(columns * depth));
+}
+
+/// [`gemm`] of the largest codes, with which `avx2` has to widen every byte.
+#[divan::bench(args = cases(&[[1024, 1024, 1024]]), max_time = 0.5)]
+fn gemm_extremes(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [rows, columns, depth] = case.shape;
+    multiply(bencher, case, &vec![255; rows * depth], &vec![-127; columns * depth]);
+}
+
+fn multiply(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[u8], w: &[i8]) {
+    let [rows, columns, depth] = case.shape;
+    let packed = PackedWeights::new(w, columns, depth);
     let (bias, multiplier) = (vec![5; columns], vec![1e-3; columns]);
     let mut out = vec![0; rows * columns];
     bencher.counter(ItemsCount::new(rows * columns * depth)).bench_local(|| {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
         let output = Output::U8 { requant, out: &mut out, stride: columns };
-        case.kernels.gemm(black_box(&a), depth, rows, &weights, output);
+        case.kernels.gemm(black_box(a), depth, rows, &packed, output);
     });
 }
 
@@ -89,7 +120,7 @@ fn bench_product(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[f32], r
 }
 
 fn convolution_cases() -> Vec<Case<[usize; 3]>> {
-    cases(&[[56, 64, 64], [14, 256, 256]])
+    cases(&[[112, 3, 32], [56, 64, 64], [14, 256, 256]])
 }
 
 /// A 3x3 convolution of `[side, input channels, output channels]`, gathered.
@@ -97,9 +128,9 @@ fn convolution_cases() -> Vec<Case<[usize; 3]>> {
 fn convolution(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
     let [side, channels, columns] = case.shape;
     let window = square(side, channels);
-    let x: Vec<u8> = (0..side * side * channels).map(|i| (i * 37) as u8).collect();
-    let w: Vec<i8> = (0..columns * 9 * channels).map(|i| (i * 59) as i8).collect();
-    let weights = PackedWeights::with_taps(&w, columns, 9, channels);
+    let x = activations(side * side * channels);
+    let w = weights(columns * 9 * channels);
+    let packed = PackedWeights::with_taps(&w, columns, 9, channels);
     let offsets = window.offsets(0..side);
     let padding = vec![128; channels];
     let (bias, multiplier) = (vec![5; columns], vec![1e-3; columns]);
@@ -107,7 +138,7 @@ fn convolution(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
     bencher.counter(ItemsCount::new(side * side * w.len())).bench_local(|| {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
         let output = Output::U8 { requant, out: &mut out, stride: columns };
-        case.kernels.gemm_gathered(black_box(&x), &offsets, &padding, &weights, output);
+        case.kernels.gemm_gathered(black_box(&x), &offsets, &padding, &packed, output);
     });
 }
 
@@ -120,8 +151,8 @@ fn depthwise_cases() -> Vec<Case<[usize; 2]>> {
 fn depthwise(bencher: Bencher<'_, '_>, case: &Case<[usize; 2]>) {
     let [side, channels] = case.shape;
     let window = square(side, channels);
-    let x: Vec<u8> = (0..side * side * channels).map(|i| (i * 37) as u8).collect();
-    let w: Vec<i8> = (0..9 * channels).map(|i| (i * 59) as i8).collect();
+    let x = activations(side * side * channels);
+    let w = weights(9 * channels);
     let (bias, multiplier) = (vec![5; channels], vec![1e-3; channels]);
     let mut out = vec![0; x.len()];
     bencher.counter(ItemsCount::new(9 * x.len())).bench_local(|| {

@@ -3,7 +3,17 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+#[cfg(target_arch = "x86_64")]
+mod gathered;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neondot;
 mod scalar;
 
 use std::env;
@@ -14,7 +24,8 @@ use crate::loops::Loops;
 use crate::product;
 use crate::tile::Tile;
 
-/// The environment variable that forces a table: `scalar`, `avx2` or `avx512vnni`.
+/// The environment variable that forces a table: `scalar`; `avx2`, `avxvnni`, `avx512` or
+/// `avx512vnni` on x86-64; `neon` or `neondot` on AArch64.
 pub const ISA_VARIABLE: &str = "LOWBIT_ISA";
 
 /// The routines of one instruction set.
@@ -33,7 +44,15 @@ static ALL: &[Kernels] = &[
     #[cfg(target_arch = "x86_64")]
     avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
+    avxvnni::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::KERNELS,
+    #[cfg(target_arch = "x86_64")]
     avx2::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    neondot::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    neon::KERNELS,
     scalar::KERNELS,
 ];
 

@@ -55,6 +55,12 @@ macro_rules! loops {
         loops! { @table AVX2 [#[target_feature(enable = "avx2,fma")]] $($list)* }
         #[cfg(target_arch = "x86_64")]
         loops! {
+            @table AVX512
+            [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]]
+            $($list)*
+        }
+        #[cfg(target_arch = "x86_64")]
+        loops! {
             @table AVX512VNNI
             [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]]
             $($list)*

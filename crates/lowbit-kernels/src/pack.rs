@@ -1,5 +1,11 @@
 //! Weights laid out for the register tiles.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod limits;
+
+#[cfg(target_arch = "x86_64")]
+use limits::{BLOCKS, Limits};
+
 /// Columns (output channels) of a panel.
 pub(crate) const NR: usize = 32;
 /// Depth of a group: the bytes that one 32-bit lane of a dot product sums.
@@ -9,6 +15,18 @@ pub(crate) const KR: usize = 4;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Group(pub(crate) [[i8; KR]; NR]);
+
+/// The last activations of a row, up to `KR`, filled up with zeros: a group.
+#[inline(always)]
+pub(crate) fn last_group(bytes: &[u8]) -> [u8; KR] {
+    match *bytes {
+        [] => [0; KR],
+        [x] => [x, 0, 0, 0],
+        [x, y] => [x, y, 0, 0],
+        [x, y, z] => [x, y, z, 0],
+        [x, y, z, w, ..] => [x, y, z, w],
+    }
+}
 
 /// A matrix of i8 weights, packed once and read by every table.
 ///
@@ -27,6 +45,8 @@ pub struct PackedWeights {
     taps: usize,
     depth: usize,
     groups: Vec<Group>,
+    #[cfg(target_arch = "x86_64")]
+    limits: Vec<[Limits; BLOCKS]>,
     sums: Vec<i32>,
 }
 
@@ -74,9 +94,19 @@ impl PackedWeights {
                 }
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        let limits = Limits::of_panels(&groups, taps * depth.div_ceil(KR));
         let sum = |n| column(n).iter().fold(0i32, |sum, &w| sum.wrapping_add(i32::from(w)));
         let sums = (0..columns).map(sum).collect();
-        PackedWeights { columns, taps, depth, groups, sums }
+        PackedWeights {
+            columns,
+            taps,
+            depth,
+            groups,
+            #[cfg(target_arch = "x86_64")]
+            limits,
+            sums,
+        }
     }
 
     /// The number of output channels, N.
@@ -108,5 +138,12 @@ impl PackedWeights {
     pub(crate) fn panel(&self, panel: usize) -> &[Group] {
         let len = self.taps * self.groups_per_tap();
         &self.groups[panel * len..][..len]
+    }
+
+    /// The limits of the panel, as [`Limits::of_panels`] orders them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn limits(&self, panel: usize) -> &[[Limits; BLOCKS]] {
+        let len = (self.taps * self.groups_per_tap()).div_ceil(limits::RUN);
+        &self.limits[panel * len..][..len]
     }
 }

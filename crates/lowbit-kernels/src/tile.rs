@@ -2,6 +2,8 @@
 //! and the epilogue that ends it.
 
 use crate::gemm::Output;
+#[cfg(target_arch = "x86_64")]
+use crate::pack::limits::{BLOCKS, Limits};
 use crate::pack::{Group, NR, PackedWeights};
 use crate::requant::Rounder;
 use crate::rows::{Rows, check_matrix};
@@ -15,6 +17,10 @@ pub(crate) type Tile =
 pub(crate) struct Panel<'a> {
     groups: &'a [Group],
     groups_per_tap: usize,
+    #[cfg(target_arch = "x86_64")]
+    limits: &'a [[Limits; BLOCKS]],
+    #[cfg(target_arch = "aarch64")]
+    column_sums: &'a [i32],
     column: usize,
     width: usize,
 }
@@ -22,11 +28,16 @@ pub(crate) struct Panel<'a> {
 impl<'a> Panel<'a> {
     pub(crate) fn new(weights: &'a PackedWeights, index: usize) -> Panel<'a> {
         let column = index * NR;
+        let width = NR.min(weights.columns() - column);
         Panel {
             groups: weights.panel(index),
             groups_per_tap: weights.groups_per_tap(),
+            #[cfg(target_arch = "x86_64")]
+            limits: weights.limits(index),
+            #[cfg(target_arch = "aarch64")]
+            column_sums: &weights.column_sums()[column..][..width],
             column,
-            width: NR.min(weights.columns() - column),
+            width,
         }
     }
 
@@ -40,6 +51,27 @@ impl<'a> Panel<'a> {
     #[inline(always)]
     pub(crate) fn groups(&self, tap: usize) -> &'a [Group] {
         &self.groups[tap * self.groups_per_tap..][..self.groups_per_tap]
+    }
+
+    /// The groups of all taps, one tap after the other.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn all_groups(&self) -> &'a [Group] {
+        self.groups
+    }
+
+    /// The limits of each run of [`Panel::all_groups`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn limits(&self) -> &'a [[Limits; BLOCKS]] {
+        self.limits
+    }
+
+    /// The sum of each column's weights: `width` of them.
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    pub(crate) fn column_sums(&self) -> &'a [i32] {
+        self.column_sums
     }
 }
 

@@ -6,7 +6,7 @@ use std::array;
 
 use super::Kernels;
 use crate::loops;
-use crate::pack::{Group, KR, NR};
+use crate::pack::{Group, KR, NR, last_group};
 use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
@@ -74,11 +74,11 @@ fn sized<const R: usize, const V: usize, const W: usize>(
         }
         if let [group] = last {
             let b = load::<V>(group);
-            for (acc, a) in acc.iter_mut().zip(&a) {
-                let mut word = [0; KR];
-                word[..depth % KR].copy_from_slice(&a[depth - depth % KR..]);
+            // Apart from the accumulators, which stay in registers only in a loop that is unrolled.
+            let words = a.map(|a| i32::from_le_bytes(last_group(&a[depth - depth % KR..])));
+            for (acc, word) in acc.iter_mut().zip(words) {
                 for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(i32::from_le_bytes(word)), b);
+                    *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(word), b);
                 }
             }
         }

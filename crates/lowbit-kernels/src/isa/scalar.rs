@@ -2,7 +2,7 @@
 
 use super::Kernels;
 use crate::loops;
-use crate::pack::{KR, NR};
+use crate::pack::{KR, NR, last_group};
 use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
@@ -21,9 +21,7 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
         let mut acc = [0i32; NR];
         for tap in 0..rows.taps() {
             let (groups, tail) = rows.get::<1>(i, tap)[0].as_chunks::<KR>();
-            let mut last = [0; KR];
-            last[..rows.depth() % KR].copy_from_slice(tail);
-            for (a, b) in groups.iter().chain([&last]).zip(panel.groups(tap)) {
+            for (a, b) in groups.iter().chain([&last_group(tail)]).zip(panel.groups(tap)) {
                 for (acc, b) in acc.iter_mut().zip(&b.0).take(panel.width()) {
                     let dot: i32 = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
                     *acc = acc.wrapping_add(dot);

@@ -14,6 +14,7 @@ fn every_table_equals_the_definition() {
     let checks = [
         gemm,
         gemm_extremes,
+        gemm_limits,
         gathered,
         depthwise,
         requantize,
@@ -200,6 +201,49 @@ fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
 
             let sums = weights.column_sums();
             failures.check(kernels, (case, "column sums"), sums, &[i32::from(w) * depth as i32; COLUMNS]);
+        }
+    }
+}
+
+/// Sums that just fit 16 bits, and that just do not: in pairs, in runs of
+/// groups, of either sign, in one column and row among small ones.
+fn gemm_limits(kernels: &Kernels, failures: &mut Failures) {
+    const PAIRS: [[i8; 2]; 9] = [
+        [64, 64],
+        [65, 64],
+        [127, 1],
+        [127, 2],
+        [127, 127],
+        [-64, -64],
+        [-64, -65],
+        [-128, -128],
+        [127, -128],
+    ];
+    for pair in PAIRS {
+        for pairs in 1..=8 {
+            for (depth, columns, rows) in [(16, 33, 9), (39, 9, 17)] {
+                for a in [254, 255, 128, 129, 127, 64, 63, 32] {
+                    let mut w = vec![1i8; columns * depth];
+                    // Every other pair, so that all of a run fall to the same 16-bit sum.
+                    for (k, w) in w[(columns - 1) * depth..].iter_mut().enumerate() {
+                        *w = if k / 2 % 2 == 0 && k / 4 < pairs { pair[k % 2] } else { 0 };
+                    }
+                    let mut left = vec![3; rows * depth];
+                    left[(rows - 2) * depth..][..depth].fill(a);
+                    let dot = |i: usize| {
+                        definition::dot(
+                            &left[i / columns * depth..][..depth],
+                            &w[i % columns * depth..][..depth],
+                        )
+                    };
+                    let want: Vec<i32> = (0..rows * columns).map(dot).collect();
+                    let mut got = vec![0; want.len()];
+                    let weights = PackedWeights::new(&w, columns, depth);
+                    let output = Output::I32 { bias: None, out: &mut got, stride: columns };
+                    kernels.gemm(&left, depth, rows, &weights, output);
+                    failures.check(kernels, ("gemm limits", pair, pairs, depth, a), &got, &want);
+                }
+            }
         }
     }
 }

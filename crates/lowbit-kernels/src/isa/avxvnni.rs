@@ -1,0 +1,104 @@
+//! AVX-VNNI, for CPUs without AVX-512: `vpdpbusd` multiplies u8 by i8 and sums
+//! groups of four into i32 without saturating.
+
+use std::arch::x86_64::*;
+use std::array;
+
+use super::{Kernels, avx2};
+use crate::pack::{Group, KR, last_group};
+use crate::rows::Rows;
+use crate::tile::{Epilogue, Panel};
+
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "avxvnni",
+    detected: || (avx2::KERNELS.detected)() && is_x86_feature_detected!("avxvnni"),
+    tile_rows: ROWS,
+    tile,
+    loops: avx2::KERNELS.loops,
+    product: avx2::KERNELS.product,
+};
+
+/// 6 rows by 2 vectors of columns: 12 accumulators, 2 vectors of weights and
+/// one broadcast activation of the 16 registers.
+const ROWS: usize = 6;
+/// Columns of one vector of i32.
+const LANES: usize = 8;
+/// Columns of one tile: half a panel.
+const WIDTH: usize = 2 * LANES;
+
+#[target_feature(enable = "avx2,avxvnni")]
+fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for column in (0..panel.width()).step_by(WIDTH) {
+        match count {
+            1 => sized::<1>(rows, first, panel, column, epilogue),
+            2 => sized::<2>(rows, first, panel, column, epilogue),
+            3 => sized::<3>(rows, first, panel, column, epilogue),
+            4 => sized::<4>(rows, first, panel, column, epilogue),
+            5 => sized::<5>(rows, first, panel, column, epilogue),
+            6 => sized::<6>(rows, first, panel, column, epilogue),
+            _ => unreachable!("{count} rows in a tile of {ROWS}"),
+        }
+    }
+}
+
+/// A tile of `R` rows by the `WIDTH` columns from `column` of the panel.
+#[target_feature(enable = "avx2,avxvnni")]
+fn sized<const R: usize>(
+    rows: &Rows<'_>,
+    first: usize,
+    panel: &Panel<'_>,
+    column: usize,
+    epilogue: &mut Epilogue<'_>,
+) {
+    let depth = rows.depth();
+    let mut acc = [[_mm256_setzero_si256(); 2]; R];
+    for tap in 0..rows.taps() {
+        let a = rows.get::<R>(first, tap);
+        let (whole, last) = panel.groups(tap).split_at(depth / KR);
+        for (g, group) in whole.iter().enumerate() {
+            let b = load(group, column);
+            for (acc, a) in acc.iter_mut().zip(&a) {
+                // SAFETY: each row has `depth` bytes and `g < depth / KR`, so the four
+                // bytes from `KR * g` lie within it.
+                let word = unsafe { a.as_ptr().add(KR * g).cast::<i32>().read_unaligned() };
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_dpbusd_avx_epi32(*acc, _mm256_set1_epi32(word), b);
+                }
+            }
+        }
+        if let [group] = last {
+            let b = load(group, column);
+            // Apart from the accumulators, which stay in registers only in a loop that is unrolled.
+            let words = a.map(|a| i32::from_le_bytes(last_group(&a[depth - depth % KR..])));
+            for (acc, word) in acc.iter_mut().zip(words) {
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_dpbusd_avx_epi32(*acc, _mm256_set1_epi32(word), b);
+                }
+            }
+        }
+    }
+    let mut sums = [[0i32; WIDTH]; R];
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+            // SAFETY: `sums` is 32 writable bytes.
+            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), acc) };
+        }
+    }
+    finish(epilogue, &sums, first, column);
+}
+
+/// Not inlined: one epilogue serves the tiles of every height.
+#[inline(never)]
+#[target_feature(enable = "avx2,avxvnni")]
+fn finish<const W: usize>(epilogue: &mut Epilogue<'_>, acc: &[[i32; W]], first: usize, column: usize) {
+    epilogue.store(acc, first, column);
+}
+
+/// The `WIDTH` columns from `column`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(group: &Group, column: usize) -> [__m256i; 2] {
+    let columns = group.0[column..][..WIDTH].as_chunks::<LANES>().0;
+    // SAFETY: each of the `columns` is 8 groups of 4 bytes: 32 readable bytes.
+    array::from_fn(|v| unsafe { _mm256_loadu_si256(columns[v].as_ptr().cast()) })
+}
