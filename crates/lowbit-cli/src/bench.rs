@@ -66,16 +66,17 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
 }
 
 fn text(p: &Profile, listed: usize) -> String {
-    let mut table = Table::new(&["node", "op", ">ms", ">share", ">MACs", ">GMAC/s", ">output"]);
+    let mut table = Table::new(&["node", "op", "algorithm", ">ms", ">share", ">MACs", ">GMAC/s", ">bytes"]);
     for n in p.nodes.iter().take(listed) {
         table.row([
             n.node.clone(),
             n.op.clone(),
+            n.algorithm.clone(),
             format!("{:.4}", n.median_ms),
             percent(n.share),
             count(n.macs),
             format!("{:.2}", n.gmacs_per_second),
-            bytes(n.output_bytes),
+            bytes(n.bytes),
         ]);
     }
     let rest = p.nodes.len().saturating_sub(listed);

@@ -6,7 +6,8 @@ use std::{fmt, iter};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use lowbit_kernels::{
-    Depthwise, Kernels, Matrix, MatrixMut, Output, PackedWeights, Panels, Product, Requant, Right, Window,
+    Grid, Kernels, Matrix, MatrixMut, Output, PackedDepthwise, PackedWeights, Panels, Product, Requant,
+    Right, Rows, Window, Windows,
 };
 
 fn main() {
@@ -82,8 +83,9 @@ fn multiply(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[u8], w: &[i8
     let mut out = vec![0; rows * columns];
     bencher.counter(ItemsCount::new(rows * columns * depth)).bench_local(|| {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
-        let output = Output::U8 { requant, out: &mut out, stride: columns };
-        case.kernels.gemm(black_box(a), depth, rows, &packed, output);
+        let out = Grid::new(&mut out, rows, columns, columns);
+        let a = Rows::strided(black_box(a), depth, rows, depth);
+        case.kernels.gemm(&a, &packed, 0..packed.panels(), Output::U8 { requant, residual: None, out });
     });
 }
 
@@ -120,49 +122,46 @@ fn bench_product(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[f32], r
 }
 
 fn convolution_cases() -> Vec<Case<[usize; 3]>> {
-    cases(&[[112, 3, 32], [56, 64, 64], [14, 256, 256]])
+    cases(&[[112, 3, 32], [56, 64, 64], [14, 256, 256], [32, 16, 16]])
 }
 
 /// A 3x3 convolution of `[side, input channels, output channels]`, gathered.
 #[divan::bench(args = convolution_cases(), max_time = 0.5)]
 fn convolution(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
     let [side, channels, columns] = case.shape;
-    let window = square(side, channels);
-    let x = activations(side * side * channels);
-    let w = weights(columns * 9 * channels);
-    let packed = PackedWeights::with_taps(&w, columns, 9, channels);
-    let offsets = window.offsets(0..side);
-    let padding = vec![128; channels];
+    let window = Window { pad: [0; 2], input: [side + 2; 2], kernel: [3, 1], ..square(side, channels) };
+    let depth = (3 * channels).next_multiple_of(4);
+    let x = activations((side + 2) * (side + 2) * channels + depth);
+    let w = weights(columns * 3 * depth);
+    let packed = PackedWeights::with_taps(&w, columns, 3, depth);
+    let windows = Windows::new(&window, 1).expect("a small image");
     let (bias, multiplier) = (vec![5; columns], vec![1e-3; columns]);
     let mut out = vec![0; side * side * columns];
-    bencher.counter(ItemsCount::new(side * side * w.len())).bench_local(|| {
+    bencher.counter(ItemsCount::new(side * side * columns * 9 * channels)).bench_local(|| {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
-        let output = Output::U8 { requant, out: &mut out, stride: columns };
-        case.kernels.gemm_gathered(black_box(&x), &offsets, &padding, &packed, output);
+        let out = Grid::new(&mut out, side * side, columns, columns);
+        let a = Rows::gathered(black_box(&x), &windows, depth);
+        case.kernels.gemm(&a, &packed, 0..packed.panels(), Output::U8 { requant, residual: None, out });
     });
 }
 
-fn depthwise_cases() -> Vec<Case<[usize; 2]>> {
-    cases(&[[56, 144], [14, 576]])
+fn depthwise_cases() -> Vec<Case<[usize; 3]>> {
+    cases(&[[56, 144, 1], [14, 576, 1], [112, 8, 1], [112, 16, 2], [56, 144, 2]])
 }
 
-/// A 3x3 depthwise convolution of `[side, channels]`.
+/// A 3x3 depthwise convolution of `[side, channels, stride]`.
 #[divan::bench(args = depthwise_cases(), max_time = 0.5)]
-fn depthwise(bencher: Bencher<'_, '_>, case: &Case<[usize; 2]>) {
-    let [side, channels] = case.shape;
-    let window = square(side, channels);
+fn depthwise(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
+    let [side, channels, stride] = case.shape;
+    let window = Window { stride: [stride; 2], output: [side / stride; 2], ..square(side, channels) };
     let x = activations(side * side * channels);
     let w = weights(9 * channels);
     let (bias, multiplier) = (vec![5; channels], vec![1e-3; channels]);
-    let mut out = vec![0; x.len()];
-    bencher.counter(ItemsCount::new(9 * x.len())).bench_local(|| {
-        let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
-        case.kernels.depthwise(
-            black_box(&x),
-            &Depthwise { window, weights: &w, x_zero: 128, requant },
-            0..side,
-            &mut out,
-        );
+    let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
+    let packed = PackedDepthwise::new(&w, &window, 128, &requant);
+    let mut out = vec![0; x.len() / (stride * stride)];
+    bencher.counter(ItemsCount::new(9 * out.len())).bench_local(|| {
+        case.kernels.depthwise(black_box(&x), &packed, 0..side / stride, &mut out);
     });
 }
 

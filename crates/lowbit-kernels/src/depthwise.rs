@@ -1,187 +1,259 @@
 //! Depthwise convolution, direct, vectorized over channels.
 
+use std::array;
 use std::ops::Range;
 
 use crate::requant::{Requant, Rounder};
 use crate::window::Window;
 
-/// A depthwise convolution with channel multiplier 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Depthwise<'a> {
-    /// Where it reads its input.
-    pub window: Window,
-    /// `[kernel height][kernel width][channels]`.
-    pub weights: &'a [i8],
-    /// Zero point of the input, which taps outside the image read.
-    pub x_zero: u8,
-    /// One bias and multiplier per channel.
-    pub requant: Requant<'a>,
-}
+/// The most kernel positions of a depthwise convolution.
+pub const MOST_TAPS: usize = 64;
 
-#[inline(always)]
-pub(crate) fn depthwise(x: &[u8], params: &Depthwise<'_>, rows: Range<usize>, out: &mut [u8]) {
-    let Depthwise { window, weights, requant, .. } = params;
-    let channels = window.channels;
-    window.check_input(x.len());
-    requant.check(channels);
-    assert_eq!(weights.len(), window.taps() * channels, "length of the weights");
-    assert_eq!(out.len(), rows.len() * window.output[1] * channels, "length of the output");
-    if channels == 0 || out.is_empty() {
-        return;
-    }
-    let one = Lanes { weights, bias: requant.bias, multiplier: requant.multiplier };
-    // Neighbouring pixels of few channels fill a vector together.
-    let together = if window.stride[1] == 1 { (WIDE / channels).max(1) } else { 1 };
-    let several = Repeated::new(&one, together);
-    let taps = 0..window.taps();
-    let columns: Vec<usize> = taps.clone().map(|t| t % window.kernel[1]).collect();
-    let outside = vec![params.x_zero; channels * together];
-    let mut row = Row {
-        params,
-        rounder: requant.rounder(),
-        lines: vec![],
-        columns: &columns,
-        outside: &outside,
-        read: vec![&outside; window.taps()],
-    };
-    let pitch = window.input[1] * channels;
-    let inside = window.inside_columns();
-    for (oy, out) in rows.zip(out.chunks_exact_mut(window.output[1] * channels)) {
-        row.lines.clear();
-        row.lines.extend(taps.clone().map(|t| {
-            let y = window.position(0, oy, t / window.kernel[1])?;
-            Some(&x[y * pitch..][..pitch])
-        }));
-        let mut ox = 0;
-        while ox < window.output[1] {
-            if together > 1 && inside.len() >= together && inside.contains(&ox) {
-                // The last step may overlap the one before.
-                row.step(&several.get(), ox.min(inside.end - together), true, out);
-                ox = inside.end.min(ox + together);
-            } else {
-                row.step(&one, ox, inside.contains(&ox), out);
-                ox += 1;
-            }
-        }
-    }
-}
-
-/// Lanes that one step should have.
+/// Lanes of a plain step: the channels of one pixel, or of several neighbours.
 const WIDE: usize = 32;
+/// Lanes of a block.
+pub(crate) const BLOCK: usize = 64;
 
-/// The parameters of the lanes of one step: the channels of its pixels.
-struct Lanes<'a> {
-    weights: &'a [i8],
-    bias: &'a [i32],
-    multiplier: &'a [f32],
+/// A depthwise convolution with channel multiplier 1 of images of one size:
+/// weights and all that the epilogue needs, packed once and read by every table.
+#[derive(Clone, Debug)]
+pub struct PackedDepthwise {
+    window: Window,
+    rounder: Rounder,
+    /// What taps outside the image read: a whole row.
+    padding: Vec<u8>,
+    one: Lanes,
+    several: Lanes,
+    blocks: Vec<Block>,
 }
 
-/// [`Lanes`] of several pixels.
-struct Repeated {
+/// Weights `[tap][lane]`, and a bias and a multiplier for each lane.
+#[derive(Clone, Debug)]
+struct Lanes {
     weights: Vec<i8>,
     bias: Vec<i32>,
     multiplier: Vec<f32>,
 }
 
-impl Repeated {
-    fn new(one: &Lanes<'_>, times: usize) -> Repeated {
-        Repeated {
-            weights: one.weights.chunks_exact(one.bias.len()).flat_map(|w| w.repeat(times)).collect(),
-            bias: one.bias.repeat(times),
-            multiplier: one.multiplier.repeat(times),
+/// 64 lanes for byte dot products: those of 64 channels of one pixel, or of all
+/// channels of `BLOCK / channels` neighbours.
+///
+/// Lane `16 l + 4 j + e` (l, j, e in 0..4) lies at position `16 j + 4 l + e`: the
+/// order in which interleaving bytes within 128 bits leaves them.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub(crate) struct Block {
+    pub(crate) bias: [i32; BLOCK],
+    pub(crate) multiplier: [f32; BLOCK],
+    /// The weights of four taps, lane by lane; missing taps are zero.
+    pub(crate) quads: Vec<Quad>,
+    /// The first channel.
+    pub(crate) first: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Quad(pub(crate) [[i8; 4]; BLOCK]);
+
+impl PackedDepthwise {
+    /// Packs `weights`, `[kernel height][kernel width][channels]`; `x_zero` is the
+    /// input's zero point.
+    ///
+    /// # Panics
+    ///
+    /// The slices have other lengths, `requant` is not valid, or there are more
+    /// than [`MOST_TAPS`] taps.
+    pub fn new(weights: &[i8], window: &Window, x_zero: u8, requant: &Requant<'_>) -> PackedDepthwise {
+        let (taps, channels) = (window.taps(), window.channels);
+        assert!(taps <= MOST_TAPS, "{taps} taps");
+        assert_eq!(Some(weights.len()), taps.checked_mul(channels), "length of the weights");
+        requant.check(channels);
+        let lanes = |times: usize| Lanes {
+            weights: weights.chunks_exact(channels.max(1)).flat_map(|w| w.repeat(times)).collect(),
+            bias: requant.bias.repeat(times),
+            multiplier: requant.multiplier.repeat(times),
+        };
+        let one = lanes(1);
+        let starts = (0..channels).step_by(BLOCK).map(|first| first.min(channels.max(BLOCK) - BLOCK));
+        let blocks = starts.map(|first| Block::new(&one, taps, first)).collect();
+        PackedDepthwise {
+            window: *window,
+            rounder: requant.rounder(),
+            padding: vec![x_zero; window.input[1] * channels],
+            several: lanes((WIDE / channels.max(1)).max(1)),
+            one,
+            blocks,
         }
     }
 
-    fn get(&self) -> Lanes<'_> {
-        Lanes { weights: &self.weights, bias: &self.bias, multiplier: &self.multiplier }
+    /// Where it reads its input.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    pub(crate) fn rounder(&self) -> Rounder {
+        self.rounder
+    }
+
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 }
 
-/// One output row.
-struct Row<'a> {
-    params: &'a Depthwise<'a>,
-    rounder: Rounder,
-    /// The input row that each tap reads, unless it is padding.
-    lines: Vec<Option<&'a [u8]>>,
-    /// Kernel column of each tap.
-    columns: &'a [usize],
-    /// Padding for a whole step.
-    outside: &'a [u8],
-    /// What each tap of a step reads.
-    read: Vec<&'a [u8]>,
-}
-
-impl Row<'_> {
-    /// Computes the pixels from column `ox` that `lanes` has. Where there are
-    /// several, or `inside`, no tap reads padding to the left or right.
-    #[inline(always)]
-    fn step(&mut self, lanes: &Lanes<'_>, ox: usize, inside: bool, out: &mut [u8]) {
-        let window = &self.params.window;
-        let count = lanes.bias.len();
-        for ((read, line), kx) in self.read.iter_mut().zip(&self.lines).zip(self.columns) {
-            let x = if inside {
-                Some(ox * window.stride[1] + kx * window.dilation[1] - window.pad[1])
-            } else {
-                window.position(1, ox, *kx)
-            };
-            *read = match (line, x) {
-                (Some(line), Some(x)) => &line[x * window.channels..][..count],
-                _ => &self.outside[..count],
-            };
-        }
-        let out = &mut out[ox * window.channels..][..count];
-        match count {
-            32.. => self.store::<32>(lanes, out),
-            16.. => self.store::<16>(lanes, out),
-            8.. => self.store::<8>(lanes, out),
-            _ => self.store::<1>(lanes, out),
+impl Block {
+    /// The lanes from channel `first`: as many channels as there are, over and over.
+    fn new(lanes: &Lanes, taps: usize, first: usize) -> Block {
+        let channels = lanes.bias.len();
+        let channel = |position: usize| {
+            let (j, l, e) = (position / 16, position / 4 % 4, position % 4);
+            (first + 16 * l + 4 * j + e) % channels
+        };
+        let quad = |q: usize| {
+            Quad(array::from_fn(|at| {
+                array::from_fn(|i| match 4 * q + i {
+                    tap if tap < taps => lanes.weights[tap * channels + channel(at)],
+                    _ => 0,
+                })
+            }))
+        };
+        Block {
+            bias: array::from_fn(|at| lanes.bias[channel(at)]),
+            multiplier: array::from_fn(|at| lanes.multiplier[channel(at)]),
+            quads: (0..taps.div_ceil(4)).map(quad).collect(),
+            first,
         }
     }
+}
 
-    /// Computes all lanes, `W` at a time; the last `W` may overlap those before.
+#[inline(always)]
+pub(crate) fn depthwise(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>, out: &mut [u8]) {
+    let Window { channels, stride: [_, stride], .. } = packed.window;
+    let together = if stride == 1 { (WIDE / channels.max(1)).max(1) } else { 1 };
+    walk(
+        x,
+        packed,
+        rows,
+        out,
+        #[inline(always)]
+        |taps, out| {
+            let pixels = out.len() / channels;
+            let mut next = 0;
+            while next < pixels {
+                // The last step may overlap the one before.
+                let (first, count, lanes) = match together > 1 && pixels >= together {
+                    true => (next.min(pixels - together), together, &packed.several),
+                    false => (next, 1, &packed.one),
+                };
+                let out = &mut out[first * channels..][..count * channels];
+                let at = first * stride * channels;
+                match out.len() {
+                    32.. => lanes.store::<32>(taps, at, packed.rounder, out),
+                    16.. => lanes.store::<16>(taps, at, packed.rounder, out),
+                    8.. => lanes.store::<8>(taps, at, packed.rounder, out),
+                    _ => lanes.store::<1>(taps, at, packed.rounder, out),
+                }
+                next = first + count;
+            }
+        },
+    );
+}
+
+/// Calls `run(taps, out)` for runs of output pixels of one row: all those none of
+/// whose taps reads padding to the left or right, and each other one by itself.
+/// `taps` holds, for each kernel position, the input from the first pixel's to
+/// the end of the image row, or padding: what a run of pixels needs.
+///
+/// # Panics
+///
+/// A slice does not have the length that the window and `rows` imply.
+#[inline(always)]
+pub(crate) fn walk(
+    x: &[u8],
+    packed: &PackedDepthwise,
+    rows: Range<usize>,
+    out: &mut [u8],
+    mut run: impl FnMut(&[&[u8]], &mut [u8]),
+) {
+    let window = &packed.window;
+    let Window { channels, output: [_, width], stride: [_, stride], .. } = *window;
+    window.check_input(x.len());
+    assert_eq!(out.len(), rows.len() * width * channels, "length of the output");
+    if out.is_empty() {
+        return;
+    }
+    let pitch = window.input[1] * channels;
+    let inside = window.inside_columns();
+    let mut taps: [&[u8]; MOST_TAPS] = [&[]; MOST_TAPS];
+    let taps = &mut taps[..window.taps()];
+    for (oy, out) in rows.zip(out.chunks_exact_mut(width * channels)) {
+        let mut ox = 0;
+        while ox < width {
+            let whole = inside.contains(&ox);
+            let end = if whole { inside.end } else { ox + 1 };
+            for (ky, taps) in taps.chunks_exact_mut(window.kernel[1]).enumerate() {
+                let line = window.position(0, oy, ky).map(|y| &x[y * pitch..][..pitch]);
+                for (kx, tap) in taps.iter_mut().enumerate() {
+                    let column = (ox * stride + kx * window.dilation[1]).wrapping_sub(window.pad[1]);
+                    *tap = match line {
+                        Some(line) if column < window.input[1] => &line[column * channels..],
+                        // Padding above or below holds for all pixels alike.
+                        _ => &packed.padding,
+                    };
+                }
+            }
+            run(taps, &mut out[ox * channels..end * channels]);
+            ox = end;
+        }
+    }
+}
+
+impl Lanes {
+    /// Computes all lanes, `W` at a time, from what the taps hold at `at`; the
+    /// last `W` may overlap those before.
     #[inline(always)]
-    fn store<const W: usize>(&self, lanes: &Lanes<'_>, out: &mut [u8]) {
+    fn store<const W: usize>(&self, taps: &[&[u8]], at: usize, rounder: Rounder, out: &mut [u8]) {
         let count = out.len();
         for first in (0..count).step_by(W) {
             let first = first.min(count - W);
-            let mut acc = *chunk::<_, W>(lanes.bias, first);
-            let (nines, rest) = self.read.as_chunks::<9>();
+            let at = at + first;
+            let mut acc = *chunk::<_, W>(&self.bias, first);
+            let (nines, rest) = taps.as_chunks::<9>();
             let (threes, ones) = rest.as_chunks::<3>();
-            let mut weights = &lanes.weights[first..];
+            let mut weights = &self.weights[first..];
             for x in nines {
-                add(x, weights, count, first, &mut acc);
+                add(x, weights, count, at, &mut acc);
                 weights = weights.get(9 * count..).unwrap_or_default();
             }
             for x in threes {
-                add(x, weights, count, first, &mut acc);
+                add(x, weights, count, at, &mut acc);
                 weights = weights.get(3 * count..).unwrap_or_default();
             }
             for x in ones {
-                add(&[*x], weights, count, first, &mut acc);
+                add(&[*x], weights, count, at, &mut acc);
                 weights = weights.get(count..).unwrap_or_default();
             }
-            let multiplier = chunk::<_, W>(lanes.multiplier, first);
+            let multiplier = chunk::<_, W>(&self.multiplier, first);
             let mut y = [0; W];
             for j in 0..W {
-                y[j] = self.rounder.round(acc[j] as f32 * multiplier[j]) as u8;
+                y[j] = rounder.round(acc[j] as f32 * multiplier[j]) as u8;
             }
             out[first..][..W].copy_from_slice(&y);
         }
     }
 }
 
-/// Adds to `acc` what `T` taps give to the `W` lanes from `first`; the taps'
-/// weights lie `pitch` apart.
+/// Adds to `acc` what `T` taps give at `at` to `W` lanes; the taps' weights lie
+/// `pitch` apart.
 #[inline(always)]
 fn add<const T: usize, const W: usize>(
     x: &[&[u8]; T],
     weights: &[i8],
     pitch: usize,
-    first: usize,
+    at: usize,
     acc: &mut [i32; W],
 ) {
     for t in 0..T {
-        let (x, w) = (*chunk::<_, W>(x[t], first), *chunk::<_, W>(weights, t * pitch));
+        let (x, w) = (*chunk::<_, W>(x[t], at), *chunk::<_, W>(weights, t * pitch));
         for j in 0..W {
             // A product of u8 and i8 fits i16, whose multiplication is the cheaper.
             let product = i16::from(x[j]) * i16::from(w[j]);

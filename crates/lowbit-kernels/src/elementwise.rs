@@ -1,4 +1,4 @@
-//! Operators on u8 tensors of equal shape, and the steps of pooling (docs/quantization.md, equation 7).
+//! Operators on u8 tensors of equal shape (docs/quantization.md, equation 7).
 
 use crate::requant::Rounder;
 
@@ -68,21 +68,5 @@ pub(crate) fn map(x: &[u8], table: &[u8; 256], out: &mut [u8]) {
     assert_eq!(x.len(), out.len(), "lengths of input and output");
     for (&x, out) in x.iter().zip(out) {
         *out = table[usize::from(x)];
-    }
-}
-
-#[inline(always)]
-pub(crate) fn accumulate(x: &[u8], acc: &mut [i32]) {
-    assert_eq!(x.len(), acc.len(), "lengths of input and accumulator");
-    for (&x, acc) in x.iter().zip(acc) {
-        *acc = acc.wrapping_add(x.into());
-    }
-}
-
-#[inline(always)]
-pub(crate) fn maximum(x: &[u8], out: &mut [u8]) {
-    assert_eq!(x.len(), out.len(), "lengths of input and output");
-    for (&x, out) in x.iter().zip(out) {
-        *out = x.max(*out);
     }
 }

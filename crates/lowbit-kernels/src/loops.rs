@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use crate::depthwise::Depthwise;
+use crate::depthwise::PackedDepthwise;
 use crate::elementwise::{Add, Mul};
 use crate::isa::Kernels;
 use crate::matrix::Matrix;
+use crate::pool::Average;
 use crate::product::Gather;
-use crate::requant::UniformRequant;
 use crate::statistics::MinMax;
+use crate::window::{Bordered, Taps};
 
 /// Makes of a list of signatures, each the path of an `#[inline(always)]`
 /// function: the struct of function pointers, a method of [`Kernels`] for each,
@@ -21,7 +22,7 @@ macro_rules! loops {
     (@types $($(#[$doc:meta])* $module:ident::$name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
         /// Functions that need the instruction set of their table.
         pub(crate) struct Loops {
-            $($name: unsafe fn($($type),*) $(-> $result)?,)*
+            $(pub(crate) $name: unsafe fn($($type),*) $(-> $result)?,)*
         }
 
         impl Kernels {
@@ -124,17 +125,6 @@ loops! {
     /// `lo >= hi`, `hi - lo` is not finite, or there are no bins or more than 2^24.
     statistics::histogram(x: &[f32], lo: f32, hi: f32, counts: &mut [u64]);
 
-    /// `out = clamp(round_half_even((acc + bias) as f32 * multiplier) + zero, lo, hi)`:
-    /// [`Requant`](crate::Requant) with the same parameters for all elements.
-    ///
-    /// Ends an average pooling of `count` elements with `bias = -count * zx`
-    /// and `multiplier = s_x / (s_y * count)`.
-    ///
-    /// # Panics
-    ///
-    /// Lengths differ, `zero` does not fit 8 bits, or `lo > hi`.
-    requant::requantize(acc: &[i32], requant: &UniformRequant, out: &mut [u8]);
-
     /// `out = clamp(round_half_even((a - za) as f32 * (sa / sy) + (b - zb) as f32 * (sb / sy)) + zy, lo, hi)`,
     /// in f32: two products, each rounded, then their sum (docs/quantization.md, equation 7).
     ///
@@ -158,19 +148,35 @@ loops! {
     /// Lengths differ.
     elementwise::map(x: &[u8], table: &[u8; 256], out: &mut [u8]);
 
-    /// `acc += x`: one step of average pooling, over the channels of a pixel.
+    /// The greatest code that each of the output pixels `pixels` sees, channel by
+    /// channel; 0 where all taps lie outside the image. `out` holds these pixels only.
     ///
     /// # Panics
     ///
-    /// Lengths differ.
-    elementwise::accumulate(x: &[u8], acc: &mut [i32]);
+    /// There are no such pixels, `x` ends before a tap, or `out` has another length.
+    pool::max_pool(x: &[u8], taps: &Taps, channels: usize, pixels: Range<usize>, out: &mut [u8]);
 
-    /// `out = max(out, x)`: one step of max pooling, over the channels of a pixel.
+    /// The mean that each of the output pixels `pixels` sees, channel by channel:
+    ///
+    /// `y = clamp(round_half_even((sum - inside * x_zero) as f32 * (x_scale / (count as f32 * scale))) + zero, lo, hi)`
+    ///
+    /// over the `inside` taps within the image, where `count` is `inside`, or the
+    /// number of all taps if padding counts (docs/quantization.md, equation 7).
     ///
     /// # Panics
     ///
-    /// Lengths differ.
-    elementwise::maximum(x: &[u8], out: &mut [u8]);
+    /// As [`Kernels::max_pool`]; or the zero point or the range is not valid.
+    pool::average_pool(
+        x: &[u8], taps: &Taps, channels: usize, params: &Average, pixels: Range<usize>, out: &mut [u8]
+    );
+
+    /// Copies an image into the middle of a larger one, filled with `zero`; from
+    /// NCHW to NHWC where the source is planar.
+    ///
+    /// # Panics
+    ///
+    /// A slice has another length than `params` says, or the image does not fit.
+    window::border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]);
 
     /// Depthwise convolution (channel multiplier 1) of one NHWC image, for the
     /// output rows `rows`:
@@ -182,9 +188,8 @@ loops! {
     ///
     /// # Panics
     ///
-    /// A slice does not have the length that the window and `rows` imply, or the
-    /// requantization is not valid.
-    depthwise::depthwise(x: &[u8], params: &Depthwise<'_>, rows: Range<usize>, out: &mut [u8]);
+    /// A slice does not have the length that the window and `rows` imply.
+    depthwise::depthwise(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>, out: &mut [u8]);
 
     /// `out[i] = clamp(start + sum_t weights[t] * x[shifts[t] + i], lo, hi)` with
     /// `[lo, hi] = bounds`, each a chain of fused multiply-adds, `t` ascending,

@@ -1,5 +1,7 @@
 //! Weights laid out for the register tiles.
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod limits;
 
@@ -129,6 +131,21 @@ impl PackedWeights {
     /// a product as `-z * column_sums[n]`, to be added to the bias.
     pub fn column_sums(&self) -> &[i32] {
         &self.sums
+    }
+
+    /// The number of panels of columns into which a product can be split.
+    pub fn panels(&self) -> usize {
+        self.columns.div_ceil(NR)
+    }
+
+    /// The columns of some panels.
+    ///
+    /// # Panics
+    ///
+    /// There are no such panels.
+    pub fn columns_of(&self, panels: Range<usize>) -> Range<usize> {
+        assert!(panels.start <= panels.end && panels.end <= self.panels(), "panels {panels:?}");
+        panels.start * NR..self.columns.min(panels.end * NR)
     }
 
     pub(crate) fn groups_per_tap(&self) -> usize {

@@ -7,12 +7,12 @@
 /// - `acc + bias` is an i32 sum; it wraps where it does not fit.
 /// - The conversion to f32 rounds half to even, as does the product.
 /// - A product of any size saturates at `lo` or `hi`, as if rounded and clamped
-///   without bounds; NaN (from a multiplier that is not finite) counts as 0.
+///   without bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Requant<'a> {
     /// Bias per channel, at the scale of the accumulator; holds `-zx * sum(w)` as well.
     pub bias: &'a [i32],
-    /// `s_x * s_w[n] / s_y` per channel.
+    /// `s_x * s_w[n] / s_y` per channel, finite.
     pub multiplier: &'a [f32],
     /// Zero point of the output, 0..=255.
     pub zero: i32,
@@ -22,15 +22,26 @@ pub struct Requant<'a> {
     pub hi: u8,
 }
 
-/// [`Requant`] with one bias and one multiplier for all elements.
+/// A second tensor, added to what [`Requant`] gives (docs/quantization.md, equation 7):
+///
+/// `y = clamp(round_half_even((a - z_a) as f32 * a_ratio + (b - zero) as f32 * ratio) + y_zero, lo, hi)`
+///
+/// where `a` is the requantized product and `z_a` its zero point: two products,
+/// each rounded, then their sum, as [`Kernels::add`](crate::Kernels::add).
 #[derive(Clone, Copy, Debug)]
-pub struct UniformRequant {
-    /// Added to each accumulator.
-    pub bias: i32,
-    /// Multiplies each sum.
-    pub multiplier: f32,
+pub struct Residual<'a> {
+    /// `b`: row `i` of the output adds the row from `i * stride`.
+    pub codes: &'a [u8],
+    /// Elements from one row of `codes` to the next.
+    pub stride: usize,
+    /// `s_a / s_y`.
+    pub a_ratio: f32,
+    /// Zero point of `b`.
+    pub zero: u8,
+    /// `s_b / s_y`.
+    pub ratio: f32,
     /// Zero point of the output, 0..=255.
-    pub zero: i32,
+    pub y_zero: i32,
     /// Smallest output.
     pub lo: u8,
     /// Largest output, not below `lo`.
@@ -43,14 +54,14 @@ pub struct UniformRequant {
 /// is left is small enough to round by adding `1.5 * 2^23`, after which the
 /// low bits of the f32 are the rounded integer. That costs two operations on
 /// any CPU, and no conversion whose result depends on one.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounder {
-    lo: f32,
-    hi: f32,
+    pub(crate) lo: f32,
+    pub(crate) hi: f32,
     offset: i32,
 }
 
-const SHIFT: f32 = 12_582_912.0;
+pub(crate) const SHIFT: f32 = 12_582_912.0;
 
 impl Rounder {
     /// # Panics
@@ -71,10 +82,30 @@ impl Rounder {
 
     #[inline(always)]
     pub(crate) fn round(self, v: f32) -> i32 {
+        ((self.clamp(v) + SHIFT).to_bits() as i32).wrapping_add(self.offset)
+    }
+
+    /// `round(v) - zero` as f32.
+    #[inline(always)]
+    pub(crate) fn round_centred(self, v: f32) -> f32 {
+        self.clamp(v) + SHIFT - SHIFT
+    }
+
+    #[inline(always)]
+    fn clamp(self, v: f32) -> f32 {
         let v = if v.is_nan() { 0.0 } else { v };
         let v = if v < self.lo { self.lo } else { v };
-        let v = if v > self.hi { self.hi } else { v };
-        ((v + SHIFT).to_bits() as i32).wrapping_add(self.offset)
+        if v > self.hi { self.hi } else { v }
+    }
+
+    /// What makes the rounded and shifted integer of the bits of `v + SHIFT`.
+    pub(crate) fn offset(self) -> i32 {
+        self.offset
+    }
+
+    /// What is added to the low byte of `v + SHIFT`.
+    pub(crate) fn zero(self) -> u8 {
+        self.offset as u8
     }
 }
 
@@ -86,20 +117,11 @@ impl Requant<'_> {
 
     /// # Panics
     ///
-    /// The slices do not have `channels` elements.
+    /// The slices do not have `channels` elements, or a multiplier is not finite.
     #[inline(always)]
     pub(crate) fn check(&self, channels: usize) {
         assert_eq!(self.bias.len(), channels, "bias of {channels} channels");
         assert_eq!(self.multiplier.len(), channels, "multiplier of {channels} channels");
-    }
-}
-
-#[inline(always)]
-pub(crate) fn requantize(acc: &[i32], requant: &UniformRequant, out: &mut [u8]) {
-    assert_eq!(acc.len(), out.len(), "lengths of input and output");
-    let UniformRequant { bias, multiplier, zero, lo, hi } = *requant;
-    let rounder = Rounder::new(zero, lo.into(), hi.into());
-    for (&acc, out) in acc.iter().zip(out) {
-        *out = rounder.round(acc.wrapping_add(bias) as f32 * multiplier) as u8;
+        assert!(self.multiplier.iter().all(|m| m.is_finite()), "a multiplier is not finite");
     }
 }

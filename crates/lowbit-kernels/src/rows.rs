@@ -1,64 +1,80 @@
 //! Where the rows of a product's left matrix lie.
 
-use std::array;
+use std::ops::Range;
+use std::slice;
 
-use crate::window::PADDING;
+use crate::window::Window;
 
-/// A left matrix whose every row was found to lie within its slice.
-pub(crate) struct Rows<'a> {
-    source: Source<'a>,
+/// The left matrix of a product: rows of bytes that were found to lie within
+/// their slice. A row is `taps` runs of `depth` bytes: run t of row i starts at
+/// the row's offset plus the tap's.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    a: &'a [u8],
+    starts: Starts<'a>,
+    taps: &'a [usize],
+    first: usize,
     count: usize,
-    taps: usize,
     depth: usize,
 }
 
-/// Invariant: for each row `i < count` and tap `t < taps`,
-/// - `Strided`: `taps` is 1 and `i * stride + depth <= a.len()`;
-/// - `Gathered`: `i * taps + t < offsets.len()`, and that offset is [`PADDING`],
-///   with `depth <= padding.len()`, or it is `o` with `o + depth <= a.len()`.
-enum Source<'a> {
-    Strided { a: &'a [u8], stride: usize },
-    Gathered { a: &'a [u8], offsets: &'a [usize], padding: &'a [u8] },
+/// Invariant: for each row `first <= i < first + count`, the row's offset exists,
+/// and that offset plus any tap's plus `depth` is at most `a.len()`.
+#[derive(Clone, Copy, Debug)]
+enum Starts<'a> {
+    Stride(usize),
+    Each(&'a [u32]),
 }
 
 impl<'a> Rows<'a> {
+    /// `count` rows of `depth` bytes, `stride` apart.
+    ///
     /// # Panics
     ///
-    /// `count` rows of `depth` bytes with this stride do not lie in `a`.
-    pub(crate) fn strided(a: &'a [u8], stride: usize, count: usize, depth: usize) -> Rows<'a> {
+    /// They do not lie in `a`.
+    pub fn strided(a: &'a [u8], stride: usize, count: usize, depth: usize) -> Rows<'a> {
         check_matrix("left matrix", a.len(), count, depth, stride);
-        Rows { source: Source::Strided { a, stride }, count, taps: 1, depth }
+        Rows { a, starts: Starts::Stride(stride), taps: &[0], first: 0, count, depth }
     }
 
+    /// The windows that `windows` has, of images without padding: runs of
+    /// `depth` bytes.
+    ///
     /// # Panics
     ///
-    /// `offsets` is not a whole number of rows of `taps`, an offset is too near
-    /// the end of `a`, or `padding` is shorter than `depth`.
-    pub(crate) fn gathered(
-        a: &'a [u8],
-        offsets: &'a [usize],
-        padding: &'a [u8],
-        taps: usize,
-        depth: usize,
-    ) -> Rows<'a> {
-        assert!(
-            taps > 0 && offsets.len().is_multiple_of(taps),
-            "{} offsets are no whole number of rows of {taps} taps",
-            offsets.len(),
-        );
-        assert!(padding.len() >= depth, "padding of {} bytes for {depth} channels", padding.len());
-        let inside = |&offset: &usize| offset == PADDING || (offset <= a.len() && depth <= a.len() - offset);
-        assert!(offsets.iter().all(inside), "an offset is too near the end of {} bytes", a.len());
-        let count = offsets.len() / taps;
-        Rows { source: Source::Gathered { a, offsets, padding }, count, taps, depth }
+    /// `a` ends before the last run.
+    pub fn gathered(a: &'a [u8], windows: &'a Windows, depth: usize) -> Rows<'a> {
+        let end = windows.last.checked_add(depth);
+        let fits = windows.starts.is_empty() || end.is_some_and(|end| end <= a.len());
+        assert!(fits, "a window is too near the end of {} bytes", a.len());
+        let (starts, taps) = (Starts::Each(&windows.starts), windows.taps.as_slice());
+        Rows { a, starts, taps, first: 0, count: windows.starts.len(), depth }
     }
 
-    pub(crate) fn count(&self) -> usize {
+    /// The number of rows.
+    pub fn count(&self) -> usize {
         self.count
     }
 
+    /// Some of the rows.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer.
+    pub fn range(&self, rows: Range<usize>) -> Rows<'a> {
+        assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
+        Rows { first: self.first + rows.start, count: rows.len(), ..*self }
+    }
+
+    /// The number of runs of a row.
     #[inline(always)]
     pub(crate) fn taps(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// What is added to a row's offset for each tap.
+    #[inline(always)]
+    pub(crate) fn offsets(&self) -> &'a [usize] {
         self.taps
     }
 
@@ -68,6 +84,28 @@ impl<'a> Rows<'a> {
         self.depth
     }
 
+    /// The starts of the `R` rows from `first`: from each, `depth` bytes can be
+    /// read at every tap's offset.
+    ///
+    /// # Panics
+    ///
+    /// There are no such rows.
+    #[inline(always)]
+    pub(crate) fn starts<const R: usize>(&self, first: usize) -> [*const u8; R] {
+        assert!(R <= self.count && first <= self.count - R);
+        let first = self.first + first;
+        let mut starts = [self.a.as_ptr(); R];
+        for (r, start) in starts.iter_mut().enumerate() {
+            let offset = match self.starts {
+                Starts::Stride(stride) => (first + r) * stride,
+                Starts::Each(offsets) => offsets[first + r] as usize,
+            };
+            // An address only; by the invariant it lies in `a`, or at its end where `depth` is 0.
+            *start = start.wrapping_add(offset);
+        }
+        starts
+    }
+
     /// What the `R` rows from `first` hold for one tap: `depth` bytes each.
     ///
     /// # Panics
@@ -75,29 +113,51 @@ impl<'a> Rows<'a> {
     /// There is no such row or tap.
     #[inline(always)]
     pub(crate) fn get<const R: usize>(&self, first: usize, tap: usize) -> [&'a [u8]; R] {
-        assert!(R <= self.count && first <= self.count - R && tap < self.taps);
-        let range = |at: usize| at..at + self.depth;
-        match self.source {
-            Source::Strided { a, stride } => array::from_fn(
-                #[inline(always)]
-                |r| {
-                    // SAFETY: `first + r < count`, so by the invariant the range lies in `a`.
-                    unsafe { a.get_unchecked(range((first + r) * stride)) }
-                },
-            ),
-            Source::Gathered { a, offsets, padding } => array::from_fn(
-                #[inline(always)]
-                |r| {
-                    // SAFETY: `first + r < count` and `tap < taps`, so by the invariant the
-                    // offset exists, and the range that starts there lies in its slice.
-                    unsafe {
-                        let offset = *offsets.get_unchecked((first + r) * self.taps + tap);
-                        let (from, at) = if offset == PADDING { (padding, 0) } else { (a, offset) };
-                        from.get_unchecked(range(at))
-                    }
-                },
-            ),
+        let offset = self.taps[tap];
+        // SAFETY: by the invariant, `depth` bytes of `a` lie at each start and tap.
+        self.starts(first).map(|start| unsafe { slice::from_raw_parts(start.add(offset), self.depth) })
+    }
+}
+
+/// Where the windows of a convolution lie in images without padding.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    /// For each output pixel, its window's first byte.
+    starts: Vec<u32>,
+    /// For each tap, its distance from there.
+    taps: Vec<usize>,
+    /// The greatest sum of both.
+    last: usize,
+}
+
+impl Windows {
+    /// The windows over `images` images, one after the other, unless they are
+    /// too large for 32 bits.
+    ///
+    /// # Panics
+    ///
+    /// The window has padding.
+    pub fn new(window: &Window, images: usize) -> Option<Windows> {
+        assert_eq!(window.pad, [0, 0], "windows of images without padding");
+        let [height, width] = window.output;
+        let pitch = window.input[1] * window.channels;
+        let image = window.input[0].checked_mul(pitch)?;
+        let mut starts = Vec::with_capacity(images * height * width);
+        for i in 0..images {
+            for y in 0..height {
+                let row = i * image + y * window.stride[0] * pitch;
+                for x in 0..width {
+                    starts.push(u32::try_from(row + x * window.stride[1] * window.channels).ok()?);
+                }
+            }
         }
+        let tap = |t: usize| {
+            let (y, x) = (t / window.kernel[1], t % window.kernel[1]);
+            y * window.dilation[0] * pitch + x * window.dilation[1] * window.channels
+        };
+        let taps: Vec<usize> = (0..window.taps()).map(tap).collect();
+        let last = starts.last().map_or(0, |&s| s as usize).checked_add(taps.last().copied()?)?;
+        Some(Windows { starts, taps, last })
     }
 }
 

@@ -2,10 +2,11 @@
 //! and the epilogue that ends it.
 
 use crate::gemm::Output;
+use crate::grid::Grid;
 #[cfg(target_arch = "x86_64")]
 use crate::pack::limits::{BLOCKS, Limits};
 use crate::pack::{Group, NR, PackedWeights};
-use crate::requant::Rounder;
+use crate::requant::{Residual, Rounder};
 use crate::rows::{Rows, check_matrix};
 
 /// Computes `count` rows from `first` of one panel's columns, and ends them
@@ -21,7 +22,6 @@ pub(crate) struct Panel<'a> {
     limits: &'a [[Limits; BLOCKS]],
     #[cfg(target_arch = "aarch64")]
     column_sums: &'a [i32],
-    column: usize,
     width: usize,
 }
 
@@ -36,7 +36,6 @@ impl<'a> Panel<'a> {
             limits: weights.limits(index),
             #[cfg(target_arch = "aarch64")]
             column_sums: &weights.column_sums()[column..][..width],
-            column,
             width,
         }
     }
@@ -75,62 +74,99 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// The end of every tile: an [`Output`] whose slices were found to fit, and the
-/// parameters of the panel that is being computed.
+/// The end of every tile: an [`Output`] of the right size, and the parameters
+/// of the panel that is being computed.
 pub(crate) struct Epilogue<'a> {
     output: Output<'a>,
+    /// Of the requantized product.
     rounder: Rounder,
+    /// Of its sum with the residual.
+    sum_rounder: Rounder,
     column: usize,
     width: usize,
     bias: [i32; NR],
     multiplier: [f32; NR],
 }
 
+/// [`Epilogue`] of u8 outputs, for tiles that requantize in registers.
+pub(crate) struct Requantizing<'e, 'a> {
+    pub(crate) out: &'e mut Grid<'a, u8>,
+    pub(crate) bias: &'e [i32; NR],
+    pub(crate) multiplier: &'e [f32; NR],
+    pub(crate) rounder: Rounder,
+    /// First column of the panel, and the number that exist.
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+    pub(crate) residual: Option<(Residual<'a>, Rounder)>,
+}
+
 impl<'a> Epilogue<'a> {
     /// # Panics
     ///
-    /// The output does not hold `rows` x `columns`, or its parameters are not valid.
+    /// The output is not `rows` x `columns`, or its parameters are not valid.
     pub(crate) fn new(output: Output<'a>, rows: usize, columns: usize) -> Epilogue<'a> {
-        let mut rounder = Rounder::new(0, 0, 0);
-        let (len, stride) = match &output {
-            Output::U8 { requant, out, stride } => {
+        let (mut rounder, mut sum_rounder) = (Rounder::new(0, 0, 0), Rounder::new(0, 0, 0));
+        let size = match &output {
+            Output::U8 { requant, residual, out } => {
                 requant.check(columns);
                 rounder = requant.rounder();
-                (out.len(), *stride)
+                if let Some(r) = residual {
+                    check_matrix("residual", r.codes.len(), rows, columns, r.stride);
+                    sum_rounder = Rounder::new(r.y_zero, r.lo.into(), r.hi.into());
+                }
+                (out.rows(), out.columns())
             }
-            Output::F32 { bias, multiplier, out, stride } => {
+            Output::F32 { bias, multiplier, out } => {
                 assert_eq!(bias.len(), columns, "bias of {columns} columns");
                 assert_eq!(multiplier.len(), columns, "multiplier of {columns} columns");
-                (out.len(), *stride)
+                (out.rows(), out.columns())
             }
-            Output::I32 { bias, out, stride } => {
+            Output::I32 { bias, out } => {
                 let len = bias.map_or(columns, <[i32]>::len);
                 assert_eq!(len, columns, "bias of {columns} columns");
-                (out.len(), *stride)
+                (out.rows(), out.columns())
             }
         };
-        assert!(stride >= columns, "output stride {stride} is below {columns} columns");
-        check_matrix("output", len, rows, columns, stride);
-        Epilogue { output, rounder, column: 0, width: 0, bias: [0; NR], multiplier: [0.0; NR] }
+        assert_eq!(size, (rows, columns), "rows and columns of the output");
+        let (bias, multiplier) = ([0; NR], [0.0; NR]);
+        Epilogue { output, rounder, sum_rounder, column: 0, width: 0, bias, multiplier }
     }
 
-    /// Loads what the columns of `panel` need.
-    pub(crate) fn enter(&mut self, panel: &Panel<'_>) {
-        fn take<T: Copy>(to: &mut [T; NR], from: &[T], panel: &Panel<'_>) {
-            to[..panel.width].copy_from_slice(&from[panel.column..][..panel.width]);
+    /// Loads what the `width` columns from `column` of the output need.
+    pub(crate) fn enter(&mut self, column: usize, width: usize) {
+        fn take<T: Copy>(to: &mut [T; NR], from: &[T], column: usize, width: usize) {
+            to[..width].copy_from_slice(&from[column..][..width]);
         }
-        (self.column, self.width) = (panel.column, panel.width);
+        (self.column, self.width) = (column, width);
         match &self.output {
             Output::U8 { requant, .. } => {
-                take(&mut self.bias, requant.bias, panel);
-                take(&mut self.multiplier, requant.multiplier, panel);
+                take(&mut self.bias, requant.bias, column, width);
+                take(&mut self.multiplier, requant.multiplier, column, width);
             }
             Output::F32 { bias, multiplier, .. } => {
-                take(&mut self.bias, bias, panel);
-                take(&mut self.multiplier, multiplier, panel);
+                take(&mut self.bias, bias, column, width);
+                take(&mut self.multiplier, multiplier, column, width);
             }
-            Output::I32 { bias: Some(bias), .. } => take(&mut self.bias, bias, panel),
+            Output::I32 { bias: Some(bias), .. } => take(&mut self.bias, bias, column, width),
             Output::I32 { bias: None, .. } => {}
+        }
+    }
+
+    /// What a tile of u8 outputs needs to requantize by itself.
+    #[inline(always)]
+    pub(crate) fn requantizing(&mut self) -> Option<Requantizing<'_, 'a>> {
+        let (rounder, sum_rounder) = (self.rounder, self.sum_rounder);
+        match &mut self.output {
+            Output::U8 { residual, out, .. } => Some(Requantizing {
+                out,
+                bias: &self.bias,
+                multiplier: &self.multiplier,
+                rounder,
+                column: self.column,
+                width: self.width,
+                residual: residual.map(|r| (r, sum_rounder)),
+            }),
+            _ => None,
         }
     }
 
@@ -139,18 +175,31 @@ impl<'a> Epilogue<'a> {
     pub(crate) fn store<const W: usize>(&mut self, acc: &[[i32; W]], first: usize, column: usize) {
         let bias: &[i32; W] = self.bias[column..].first_chunk().expect("W columns of NR");
         let multiplier: &[f32; W] = self.multiplier[column..].first_chunk().expect("W columns of NR");
+        if column >= self.width {
+            return;
+        }
         let to = Target { first, column: self.column + column, width: W.min(self.width - column) };
-        let rounder = self.rounder;
+        let (rounder, sum_rounder) = (self.rounder, self.sum_rounder);
         match &mut self.output {
-            Output::U8 { out, stride, .. } => to.write(acc, out, *stride, |j, acc| {
+            Output::U8 { residual: None, out, .. } => to.write(acc, out, |_, j, acc| {
                 rounder.round(acc.wrapping_add(bias[j]) as f32 * multiplier[j]) as u8
             }),
-            Output::F32 { out, stride, .. } => {
-                to.write(acc, out, *stride, |j, acc| acc.wrapping_add(bias[j]) as f32 * multiplier[j])
+            Output::U8 { residual: Some(r), out, .. } => {
+                let r = *r;
+                to.write(acc, out, |i, j, acc| {
+                    if j >= to.width {
+                        return 0;
+                    }
+                    let a = rounder.round_centred(acc.wrapping_add(bias[j]) as f32 * multiplier[j]);
+                    let b = r.codes[(first + i) * r.stride + to.column + j];
+                    let b = (i32::from(b) - i32::from(r.zero)) as f32;
+                    sum_rounder.round(a * r.a_ratio + b * r.ratio) as u8
+                });
             }
-            Output::I32 { out, stride, .. } => {
-                to.write(acc, out, *stride, |j, acc| acc.wrapping_add(bias[j]))
+            Output::F32 { out, .. } => {
+                to.write(acc, out, |_, j, acc| acc.wrapping_add(bias[j]) as f32 * multiplier[j])
             }
+            Output::I32 { out, .. } => to.write(acc, out, |_, j, acc| acc.wrapping_add(bias[j])),
         }
     }
 }
@@ -163,27 +212,24 @@ struct Target {
 }
 
 impl Target {
-    /// Stores `map(j, acc[r][j])` for each row `r` and the `width` columns `j`.
+    /// Stores `map(i, j, acc[i][j])` for each row `i` and the `width` columns `j`.
     #[inline(always)]
     fn write<T: Copy + Default, const W: usize>(
         &self,
         acc: &[[i32; W]],
-        out: &mut [T],
-        stride: usize,
-        map: impl Fn(usize, i32) -> T,
+        out: &mut Grid<'_, T>,
+        map: impl Fn(usize, usize, i32) -> T,
     ) {
-        let mut at = self.first * stride + self.column;
-        for acc in acc {
+        for (i, acc) in acc.iter().enumerate() {
             let mut y = [T::default(); W];
             for (j, y) in y.iter_mut().enumerate() {
-                *y = map(j, acc[j]);
+                *y = map(i, j, acc[j]);
             }
-            let out = &mut out[at..][..self.width];
+            let out = out.run(self.first + i, self.column, self.width);
             match out.first_chunk_mut() {
                 Some(out) => *out = y,
                 None => copy(&y, out),
             }
-            at += stride;
         }
     }
 }

@@ -3,7 +3,61 @@
 use std::ops::Range;
 
 /// The offset that stands for a pixel outside the image.
-pub const PADDING: usize = usize::MAX;
+pub(crate) const OUTSIDE: u32 = u32::MAX;
+
+/// For each output pixel of a [`Window`] and each tap, where the input pixel's
+/// first channel lies in the image, or that it lies outside.
+#[derive(Clone, Debug)]
+pub struct Taps {
+    offsets: Vec<u32>,
+    count: usize,
+}
+
+impl Taps {
+    /// The offsets of all output pixels, `[oy][ox][ky][kx]`, unless the image
+    /// is too large for 32 bits.
+    pub fn new(window: &Window) -> Option<Taps> {
+        let mut offsets = Vec::with_capacity(window.output[0] * window.output[1] * window.taps());
+        for (oy, ox) in pairs(window.output) {
+            for (ky, kx) in pairs(window.kernel) {
+                let offset = window.offset(oy, ox, ky, kx);
+                offsets.push(match offset {
+                    Some(offset) => u32::try_from(offset).ok().filter(|&o| o != OUTSIDE)?,
+                    None => OUTSIDE,
+                });
+            }
+        }
+        Some(Taps { offsets, count: window.taps() })
+    }
+
+    /// Output pixels.
+    pub fn pixels(&self) -> usize {
+        self.offsets.len().checked_div(self.count).unwrap_or(0)
+    }
+
+    /// Taps of each output pixel.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The offsets of the taps of output pixel `i` that lie in the image.
+    ///
+    /// # Panics
+    ///
+    /// There is no such pixel.
+    pub fn inside(&self, i: usize) -> impl Iterator<Item = usize> {
+        let taps = &self.offsets[i * self.count..][..self.count];
+        taps.iter().filter(|&&o| o != OUTSIDE).map(|&o| o as usize)
+    }
+
+    pub(crate) fn offsets(&self) -> &[u32] {
+        &self.offsets
+    }
+}
+
+fn pairs([height, width]: [usize; 2]) -> impl Iterator<Item = (usize, usize)> {
+    (0..height).flat_map(move |y| (0..width).map(move |x| (y, x)))
+}
 
 /// The geometry of a convolution or pooling window over one NHWC image.
 ///
@@ -33,59 +87,6 @@ impl Window {
     /// Kernel positions: kernel height x kernel width.
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
-    }
-
-    /// For each output pixel of the output rows `rows` and each tap, in
-    /// row-major order `[oy][ox][ky][kx]`, the offset of the input pixel's first
-    /// channel in the image, or [`PADDING`].
-    pub fn offsets(&self, rows: Range<usize>) -> Vec<usize> {
-        let mut offsets = Vec::with_capacity(rows.len() * self.output[1] * self.taps());
-        for oy in rows {
-            for ox in 0..self.output[1] {
-                for ky in 0..self.kernel[0] {
-                    for kx in 0..self.kernel[1] {
-                        offsets.push(self.offset(oy, ox, ky, kx).unwrap_or(PADDING));
-                    }
-                }
-            }
-        }
-        offsets
-    }
-
-    /// Copies each window of the output rows `rows` into one row of `out`,
-    /// `[oy][ox]` by `[ky][kx][channel]`, with `zero` as padding: the left
-    /// matrix of [`Kernels::gemm`] for kernels of few channels, where gathering
-    /// pixel by pixel would be slow.
-    ///
-    /// [`Kernels::gemm`]: crate::Kernels::gemm
-    ///
-    /// # Panics
-    ///
-    /// `x` is not one image, or `out` is not exactly that matrix.
-    pub fn im2col(&self, x: &[u8], zero: u8, rows: Range<usize>, out: &mut [u8]) {
-        self.check_input(x.len());
-        let row = self.taps() * self.channels;
-        assert_eq!(out.len(), rows.len() * self.output[1] * row, "length of the im2col matrix");
-        if row == 0 {
-            return;
-        }
-        let pixels = rows.flat_map(|oy| (0..self.output[1]).map(move |ox| (oy, ox)));
-        for ((oy, ox), out) in pixels.zip(out.chunks_exact_mut(row)) {
-            for (ky, out) in out.chunks_exact_mut(self.kernel[1] * self.channels).enumerate() {
-                let first = self.offset(oy, ox, ky, 0);
-                let last = self.offset(oy, ox, ky, self.kernel[1] - 1);
-                if let (1, Some(first), Some(_)) = (self.dilation[1], first, last) {
-                    copy(&x[first..][..out.len()], out);
-                    continue;
-                }
-                for (kx, out) in out.chunks_exact_mut(self.channels).enumerate() {
-                    match self.offset(oy, ox, ky, kx) {
-                        Some(offset) => out.copy_from_slice(&x[offset..][..self.channels]),
-                        None => out.fill(zero),
-                    }
-                }
-            }
-        }
     }
 
     /// The offset of the input pixel that one tap of one output pixel reads.
@@ -123,19 +124,75 @@ impl Window {
     }
 }
 
-/// `to = from`, which have one length: short ones by two copies of fixed size,
-/// which may overlap.
-#[inline(always)]
-fn copy(from: &[u8], to: &mut [u8]) {
-    #[inline(always)]
-    fn ends<const N: usize>(from: &[u8], to: &mut [u8]) {
-        let last = to.len() - N;
-        to[..N].copy_from_slice(&from[..N]);
-        to[last..][..N].copy_from_slice(&from[last..][..N]);
+/// An image copied into one with a border, so that every window of a
+/// convolution lies inside and each kernel row is one run of bytes: what makes
+/// kernels of few channels fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bordered {
+    /// Whether the source is NCHW (planes) rather than NHWC.
+    pub planar: bool,
+    /// Height and width of the source.
+    pub input: [usize; 2],
+    /// Channels.
+    pub channels: usize,
+    /// Border above and to the left.
+    pub pad: [usize; 2],
+    /// Height and width of the bordered image.
+    pub size: [usize; 2],
+}
+
+impl Bordered {
+    /// Bytes of the bordered image.
+    pub fn len(&self) -> usize {
+        self.size[0] * self.size[1] * self.channels
     }
-    match to.len() {
-        8..=16 => ends::<8>(from, to),
-        17..=32 => ends::<16>(from, to),
-        _ => to.copy_from_slice(from),
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[inline(always)]
+pub(crate) fn border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]) {
+    let Bordered { planar, input: [height, width], channels, pad, size } = *params;
+    assert_eq!(x.len(), height * width * channels, "length of the image");
+    assert_eq!(out.len(), params.len(), "length of the bordered image");
+    assert!(pad[0] + height <= size[0] && pad[1] + width <= size[1], "the image and its border");
+    if out.is_empty() {
+        return;
+    }
+    for (y, out) in out.chunks_exact_mut(size[1] * channels).enumerate() {
+        let Some(y) = y.checked_sub(pad[0]).filter(|&y| y < height) else {
+            out.fill(zero);
+            continue;
+        };
+        let (before, rest) = out.split_at_mut(pad[1] * channels);
+        let (row, after) = rest.split_at_mut(width * channels);
+        before.fill(zero);
+        after.fill(zero);
+        if planar {
+            interleave(|c| &x[(c * height + y) * width..][..width], channels, row);
+        } else {
+            row.copy_from_slice(&x[y * width * channels..][..width * channels]);
+        }
+    }
+}
+
+/// One row of pixels from a row of each channel.
+#[inline(always)]
+fn interleave<'a>(plane: impl Fn(usize) -> &'a [u8], channels: usize, row: &mut [u8]) {
+    match channels {
+        1 => row.copy_from_slice(plane(0)),
+        3 => {
+            let pixels = row.as_chunks_mut::<3>().0.iter_mut();
+            let planes = plane(0).iter().zip(plane(1)).zip(plane(2));
+            pixels.zip(planes).for_each(|(pixel, ((&a, &b), &c))| *pixel = [a, b, c]);
+        }
+        _ => {
+            for c in 0..channels {
+                row[c..].iter_mut().step_by(channels).zip(plane(c)).for_each(|(y, x)| *y = *x);
+            }
+        }
     }
 }

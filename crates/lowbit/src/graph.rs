@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub use builder::Builder;
 
 use crate::error::{Result, invalid};
-use crate::op::{Fact, Op};
+use crate::op::{Dim, Fact, Op};
 use crate::tensor::Tensor;
 
 /// A value: one output of one node.
@@ -156,13 +156,38 @@ impl Graph {
     /// What `f` or shape inference reports, with the node's name.
     pub fn rebuild(
         &self,
+        f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
+    ) -> Result<Graph> {
+        self.replay(|fact, _| fact.clone(), f)
+    }
+
+    /// The graph for inputs of these shapes: what follows from shapes alone is
+    /// constant.
+    ///
+    /// # Errors
+    /// If an operator does not fit them; the error names the node.
+    pub fn at_shapes<'a>(&self, shapes: impl IntoIterator<Item = &'a [usize]>) -> Result<Graph> {
+        let shapes: Vec<Vec<Dim>> =
+            shapes.into_iter().map(|s| s.iter().map(|&n| Dim::Known(n)).collect()).collect();
+        let known =
+            |fact: &Fact, i: usize| shapes.get(i).map_or(fact.clone(), |s| fact.with_shape(s.clone()));
+        self.replay(known, |b, _, node, inputs| b.copy(node, inputs))
+    }
+
+    /// [`Graph::rebuild`] with `input(fact, i)` as the fact of input `i`.
+    fn replay(
+        &self,
+        input: impl Fn(&Fact, usize) -> Fact,
         mut f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Graph> {
         let mut b = Builder::default();
         let mut new: Vec<Vec<Var>> = Vec::with_capacity(self.nodes.len());
         for (var, node) in self.nodes() {
             let rebuilt = match &node.kind {
-                Kind::Input => vec![b.input(&node.name, node.outputs[0].fact.clone())],
+                Kind::Input => {
+                    let i = self.inputs.iter().position(|v| *v == var).unwrap_or(usize::MAX);
+                    vec![b.input(&node.name, input(&node.outputs[0].fact, i))]
+                }
                 Kind::Const(t) => vec![b.constant(&node.outputs[0].name, t.clone())],
                 Kind::Apply { inputs, .. } => {
                     let inputs: Vec<Var> = inputs.iter().map(|v| new[v.node][v.slot]).collect();

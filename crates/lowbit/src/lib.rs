@@ -49,6 +49,8 @@
 pub mod error;
 pub mod tensor;
 
+mod parallel;
+
 pub mod scheme;
 
 pub mod qparams;

@@ -1,6 +1,7 @@
 //! What an operator is: shapes, values, and how its neighbours are quantized.
 
 mod reading;
+mod routine;
 
 use std::any::Any;
 use std::fmt;
@@ -10,6 +11,7 @@ use crate::tensor::buffers::recycle;
 use crate::tensor::{DType, Tensor};
 
 pub use reading::{ReadOp, Reading};
+pub use routine::{DataMut, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 
 /// One dimension of a value: a number, or a name such as `N` that every run
 /// binds anew. Computed dimensions carry their formula as the name, so equal
@@ -242,6 +244,14 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// As [`Op::eval`].
     fn eval_clamped(&self, _inputs: &[&Tensor], _lo: f32, _hi: f32) -> Option<Result<Vec<Tensor>>> {
         None
+    }
+
+    /// How a plan runs the operator on operands of these types and shapes.
+    ///
+    /// # Errors
+    /// If the operands do not fit the operator.
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Eval)
     }
 
     /// The attributes, complete: two operators are equal if name and

@@ -1,17 +1,27 @@
 //! The int8 engine: a Q/DQ graph compiled once, run many times.
 
+mod clamped;
 mod codes;
 mod integer;
 mod lower;
+mod plan;
 mod report;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use plan::Timing;
 pub use report::{Fallback, Report};
 
 use lowbit_kernels::Kernels;
 
-use crate::error::{Error, Result};
+use self::plan::{Memory, Plan};
+use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Node, Var};
-use crate::tensor::Tensor;
+use crate::parallel::with_threads_awake;
+use crate::tensor::{DType, Tensor};
+
+/// Sets of input shapes whose plans are kept.
+const PLANS: usize = 8;
 
 /// A compiled model. Several threads may run one Session at once.
 ///
@@ -19,10 +29,24 @@ use crate::tensor::Tensor;
 /// integer operator that follows the numeric specification exactly, chooses
 /// channels-last layouts, and packs weights for the CPU. What has no integer
 /// form runs in float, and the [`Report`] says why.
+///
+/// The first run with inputs of new shapes makes a plan for them: where each
+/// value lies in one piece of memory, and what each operator needs beside its
+/// operands. Later runs only compute.
 #[derive(Debug)]
 pub struct Session {
     graph: Graph,
     report: Report,
+    plans: Mutex<Vec<Arc<Planned>>>,
+}
+
+/// A plan, the types and shapes of the inputs that it is for, and memory for as
+/// many runs as went on at once.
+#[derive(Debug)]
+struct Planned {
+    inputs: Vec<(DType, Vec<usize>)>,
+    plan: Plan,
+    idle: Mutex<Vec<Memory>>,
 }
 
 impl Session {
@@ -36,7 +60,8 @@ impl Session {
     pub fn compile(graph: &Graph) -> Result<Session> {
         Kernels::select().map_err(Error::Invalid)?;
         let (lowered, report) = lower::lower(graph)?;
-        Ok(Session { graph: lowered, report })
+        let graph = clamped::fold_clamps(&lowered)?;
+        Ok(Session { graph, report, plans: Mutex::default() })
     }
 
     /// The outputs for these inputs, in the graph's order.
@@ -44,7 +69,77 @@ impl Session {
     /// # Errors
     /// If an input does not fit its declaration; the error names it.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.graph.run(inputs)
+        self.with_plan(inputs, |plan, memory| {
+            plan.run(inputs, memory, |_| ())?;
+            (0..self.graph.outputs().len()).map(|i| plan.output(i, inputs, memory)).collect()
+        })
+    }
+
+    /// [`Session::run`] into tensors of an earlier run: where types and shapes
+    /// are the same, and every operator has a routine, nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`Session::run`], or if there are not as many tensors as outputs.
+    pub fn run_into(&self, inputs: &[Tensor], outputs: &mut [Tensor]) -> Result<()> {
+        let count = self.graph.outputs().len();
+        if outputs.len() != count {
+            return Err(invalid!("the model has {count} outputs, and {} tensors were given", outputs.len()));
+        }
+        self.with_plan(inputs, |plan, memory| {
+            plan.run(inputs, memory, |_| ())?;
+            let mut outputs = outputs.iter_mut().enumerate();
+            outputs.try_for_each(|(i, to)| plan.copy_output(i, inputs, memory, to))
+        })
+    }
+
+    /// Runs the model once and gives each step's [`Timing`] to `see`, in the
+    /// order of execution.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn time(&self, inputs: &[Tensor], see: &mut (dyn FnMut(Timing<'_>) + Send)) -> Result<()> {
+        self.with_plan(inputs, |plan, memory| {
+            let mut last = std::time::Instant::now();
+            plan.run(inputs, memory, |step| {
+                let seconds = last.elapsed().as_secs_f64();
+                see(plan.timing(step, seconds));
+                last = std::time::Instant::now();
+            })
+        })
+    }
+
+    /// Calls `f` with the plan for these inputs and memory that no other run uses.
+    fn with_plan<T: Send>(
+        &self,
+        inputs: &[Tensor],
+        f: impl FnOnce(&Plan, &mut Memory) -> Result<T> + Send,
+    ) -> Result<T> {
+        let planned = self.planned(inputs)?;
+        let idle = planned.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut memory = idle.unwrap_or_else(|| planned.plan.memory());
+        let done = with_threads_awake(|| f(&planned.plan, &mut memory));
+        planned.idle.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        done
+    }
+
+    fn planned(&self, inputs: &[Tensor]) -> Result<Arc<Planned>> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |p: &Arc<Planned>| {
+            let wanted = p.inputs.iter().map(|(dtype, shape)| (*dtype, shape.as_slice()));
+            wanted.eq(inputs.iter().map(|t| (t.dtype(), t.shape())))
+        };
+        if let Some(planned) = plans.iter().find(|p| fits(p)) {
+            return Ok(planned.clone());
+        }
+        self.graph.check_inputs(inputs)?;
+        let plan = plan::plan(&self.graph, inputs)?;
+        let inputs = inputs.iter().map(|t| (t.dtype(), t.shape().to_vec())).collect();
+        let planned = Arc::new(Planned { inputs, plan, idle: Mutex::default() });
+        if plans.len() == PLANS {
+            plans.remove(0);
+        }
+        plans.push(planned.clone());
+        Ok(planned)
     }
 
     /// [`Session::run`], with every input and computed value shown to `see`.

@@ -57,6 +57,9 @@ macro_rules! elements {
             fn view(data: &Data) -> Option<&[$t]> {
                 match data { Data::$variant(v) => Some(v), _ => None }
             }
+            fn view_mut(data: &mut Data) -> Option<&mut [$t]> {
+                match data { Data::$variant(v) => Arc::get_mut(v).map(Vec::as_mut_slice), _ => None }
+            }
             fn unwrap(data: Data) -> Option<Vec<$t>> {
                 match data { Data::$variant(v) => Some(Arc::unwrap_or_clone(v)), _ => None }
             }
@@ -72,6 +75,8 @@ pub trait Element: Copy + PartialEq + Send + Sync + fmt::Debug + 'static {
     fn wrap(data: Vec<Self>) -> Data;
     #[doc(hidden)]
     fn view(data: &Data) -> Option<&[Self]>;
+    #[doc(hidden)]
+    fn view_mut(data: &mut Data) -> Option<&mut [Self]>;
     #[doc(hidden)]
     fn unwrap(data: Data) -> Option<Vec<Self>>;
 }
@@ -156,6 +161,12 @@ impl Tensor {
     /// If they are not stored as `T`.
     pub fn slice<T: Element>(&self) -> Result<&[T]> {
         T::view(&self.data).ok_or_else(|| self.mistyped::<T>())
+    }
+
+    /// The elements, to be written, if they are stored as `T` and no other
+    /// tensor shares them.
+    pub fn slice_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        T::view_mut(&mut self.data)
     }
 
     /// The elements, without a copy where this is their only owner.

@@ -6,9 +6,9 @@ use std::array;
 use super::Kernels;
 use super::gathered::{GROUPS, Gathered};
 use crate::loops;
-use crate::product;
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
+use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
 

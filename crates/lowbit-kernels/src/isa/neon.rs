@@ -11,8 +11,8 @@ use std::array;
 
 use super::Kernels;
 use crate::loops;
-use crate::product;
 use crate::pack::{Group, KR, last_group};
+use crate::product;
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
 

@@ -1,7 +1,7 @@
 //! The formulas of the documentation, element by element, in the widest types
 //! that make them obvious.
 
-use lowbit_kernels::{Add, Depthwise, Mul, Requant, UniformRequant, Window};
+use lowbit_kernels::{Add, Average, Mul, Requant, Window};
 
 /// `clamp(round_half_even(v) + zero, lo, hi)`, saturating, NaN as 0.
 pub fn round(v: f32, zero: i32, lo: i32, hi: i32) -> i32 {
@@ -11,11 +11,6 @@ pub fn round(v: f32, zero: i32, lo: i32, hi: i32) -> i32 {
 
 pub fn requantize_channel(acc: i32, n: usize, r: &Requant) -> u8 {
     let v = acc.wrapping_add(r.bias[n]) as f32 * r.multiplier[n];
-    round(v, r.zero, r.lo.into(), r.hi.into()) as u8
-}
-
-pub fn requantize(acc: i32, r: &UniformRequant) -> u8 {
-    let v = acc.wrapping_add(r.bias) as f32 * r.multiplier;
     round(v, r.zero, r.lo.into(), r.hi.into()) as u8
 }
 
@@ -50,18 +45,43 @@ pub fn im2col(w: &Window, x: &[u8], zero: u8) -> Vec<u8> {
     out
 }
 
-pub fn depthwise(x: &[u8], p: &Depthwise) -> Vec<u8> {
-    let windows = im2col(&p.window, x, p.x_zero);
-    let (taps, channels) = (p.window.taps(), p.window.channels);
+pub fn depthwise(x: &[u8], window: &Window, weights: &[i8], x_zero: u8, requant: &Requant) -> Vec<u8> {
+    let windows = im2col(window, x, x_zero);
+    let (taps, channels) = (window.taps(), window.channels);
     let mut out = Vec::new();
     for window in windows.chunks_exact(taps * channels) {
         for c in 0..channels {
             let a: Vec<u8> = (0..taps).map(|t| window[t * channels + c]).collect();
-            let w: Vec<i8> = (0..taps).map(|t| p.weights[t * channels + c]).collect();
-            out.push(requantize_channel(dot(&a, &w), c, &p.requant));
+            let w: Vec<i8> = (0..taps).map(|t| weights[t * channels + c]).collect();
+            out.push(requantize_channel(dot(&a, &w), c, requant));
         }
     }
     out
+}
+
+/// What each output pixel sees of each channel: the taps inside the image.
+fn seen(w: &Window, x: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for o in pairs(w.output) {
+        for c in 0..w.channels {
+            let inside = pairs(w.kernel).filter_map(|k| pixel(w, o, k));
+            all.push(inside.map(|[y, column]| x[(y * w.input[1] + column) * w.channels + c]).collect());
+        }
+    }
+    all
+}
+
+pub fn max_pool(w: &Window, x: &[u8]) -> Vec<u8> {
+    seen(w, x).into_iter().map(|taps| taps.into_iter().max().unwrap_or(0)).collect()
+}
+
+pub fn average_pool(w: &Window, x: &[u8], p: &Average) -> Vec<u8> {
+    let mean = |taps: Vec<u8>| {
+        let sum: i32 = taps.iter().map(|&x| i32::from(x) - i32::from(p.x_zero)).sum();
+        let count = if p.padding_counts { w.taps() } else { taps.len() };
+        round(sum as f32 * (p.x_scale / (count as f32 * p.scale)), p.zero, p.lo.into(), p.hi.into()) as u8
+    };
+    seen(w, x).into_iter().map(mean).collect()
 }
 
 fn pairs([height, width]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {

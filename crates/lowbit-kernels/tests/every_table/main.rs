@@ -6,7 +6,8 @@ mod product;
 use std::fmt::Debug;
 
 use lowbit_kernels::{
-    Add, Depthwise, Kernels, Mul, Output, PADDING, PackedWeights, Requant, UniformRequant, Window,
+    Add, Average, Bordered, Grid, Kernels, Mul, Output, PackedDepthwise, PackedWeights, Requant, Residual,
+    Rows, Taps, Window, Windows,
 };
 
 #[test]
@@ -17,7 +18,6 @@ fn every_table_equals_the_definition() {
         gemm_limits,
         gathered,
         depthwise,
-        requantize,
         quantize,
         dequantize,
         fake_quantize,
@@ -29,6 +29,7 @@ fn every_table_equals_the_definition() {
         product::gathered,
         product::transposed,
         product::shifted_sums,
+        bordered,
     ];
     let mut failures = Failures::default();
     for kernels in Kernels::available() {
@@ -105,6 +106,8 @@ fn compare_products(
 ) {
     let (bias, multiplier) = scales;
     let rows = acc.len() / columns;
+    // Another tensor to add, its rows apart.
+    let added: Vec<u8> = (0..rows * (columns + 1)).map(|i| (i * 89 + 7) as u8).collect();
     let stride = columns + 3;
     let len = (rows * stride).saturating_sub(3);
     let inside = |i: usize| i % stride < columns;
@@ -112,16 +115,36 @@ fn compare_products(
 
     for (zero, lo, hi) in [(0, 0, 255), (128, 0, 255), (255, 3, 250), (7, 7, 7)] {
         let requant = Requant { bias, multiplier, zero, lo, hi };
+        let product = |i| definition::requantize_channel(at(i).0, at(i).1, &requant);
         let mut out = vec![UNTOUCHED; len];
-        run(Output::U8 { requant, out: &mut out, stride });
-        let want = |i| {
-            if inside(i) { definition::requantize_channel(at(i).0, at(i).1, &requant) } else { UNTOUCHED }
-        };
+        run(Output::U8 { requant, residual: None, out: Grid::new(&mut out, rows, columns, stride) });
+        let want = |i| if inside(i) { product(i) } else { UNTOUCHED };
         failures.check(kernels, (case, "u8", zero), &out, &(0..len).map(want).collect::<Vec<_>>());
+
+        let add =
+            Add { a_zero: zero as u8, a_ratio: 0.7, b_zero: 90, b_ratio: 0.25, zero: 41, lo: 3, hi: 250 };
+        let residual = Residual {
+            codes: &added,
+            stride: columns + 1,
+            a_ratio: add.a_ratio,
+            zero: add.b_zero,
+            ratio: add.b_ratio,
+            y_zero: add.zero,
+            lo: add.lo,
+            hi: add.hi,
+        };
+        out.fill(UNTOUCHED);
+        let grid = Grid::new(&mut out, rows, columns, stride);
+        run(Output::U8 { requant, residual: Some(residual), out: grid });
+        let want = |i| match inside(i) {
+            true => definition::add(product(i), added[i / stride * (columns + 1) + i % stride], &add),
+            false => UNTOUCHED,
+        };
+        failures.check(kernels, (case, "added", zero), &out, &(0..len).map(want).collect::<Vec<_>>());
     }
 
     let mut out = vec![f32::MAX; len];
-    run(Output::F32 { bias, multiplier, out: &mut out, stride });
+    run(Output::F32 { bias, multiplier, out: Grid::new(&mut out, rows, columns, stride) });
     let want = |i| match inside(i) {
         true => at(i).0.wrapping_add(bias[at(i).1]) as f32 * multiplier[at(i).1],
         false => f32::MAX,
@@ -130,7 +153,7 @@ fn compare_products(
 
     for bias in [None, Some(bias)] {
         let mut out = vec![i32::MAX; len];
-        run(Output::I32 { bias, out: &mut out, stride });
+        run(Output::I32 { bias, out: Grid::new(&mut out, rows, columns, stride) });
         let want = |i| match inside(i) {
             true => at(i).0.wrapping_add(bias.map_or(0, |bias| bias[at(i).1])),
             false => i32::MAX,
@@ -159,20 +182,19 @@ fn gemm(kernels: &Kernels, failures: &mut Failures) {
         let weights = PackedWeights::new(&w, columns, depth);
         let case = ("gemm", rows, columns, depth);
         compare_products(kernels, failures, case, &acc, columns, (&bias, &multiplier), |output| {
-            kernels.gemm(&a, a_stride, rows, &weights, output);
+            let rows = Rows::strided(&a, a_stride, rows, depth);
+            kernels.gemm(&rows, &weights, 0..weights.panels(), output);
         });
     }
 }
 
-/// The largest products, sums that wrap, and multipliers that are not finite.
+/// The largest products, sums that wrap, and extreme multipliers.
 fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
     const COLUMNS: usize = 33;
-    let multipliers = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, f32::MAX, f32::MIN, f32::INFINITY, f32::NAN];
+    let multipliers = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, f32::MAX, f32::MIN];
     let biases = [0, 1, -1, i32::MAX, i32::MIN, 1 << 24, (1 << 24) + 1, 255];
     let bias: Vec<i32> = biases.into_iter().cycle().take(COLUMNS).collect();
     let multiplier: Vec<f32> = multipliers.into_iter().cycle().take(COLUMNS).collect();
-    // Not bits of NaN, which no formula defines.
-    let finite: Vec<f32> = multiplier.iter().map(|m| if m.is_finite() { *m } else { 2.5 }).collect();
     for (a, w) in [(255, -128), (255, 127), (0, -128), (1, -1)] {
         for depth in [1, 4, 5, 64, 70_001] {
             let rows = if depth > 64 { 1 } else { 2 };
@@ -181,23 +203,10 @@ fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
             let sum = (i64::from(a) * i64::from(w) * depth as i64) as i32;
             let acc = vec![sum; rows * COLUMNS];
             let case = ("gemm extremes", a, w, depth);
-            compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, &finite), |output| {
-                kernels.gemm(&left, depth, rows, &weights, output);
+            compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, &multiplier), |output| {
+                let rows = Rows::strided(&left, depth, rows, depth);
+                kernels.gemm(&rows, &weights, 0..weights.panels(), output);
             });
-
-            let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 100, lo: 1, hi: 254 };
-            let mut got = vec![0; acc.len()];
-            kernels.gemm(
-                &left,
-                depth,
-                rows,
-                &weights,
-                Output::U8 { requant, out: &mut got, stride: COLUMNS },
-            );
-            let want: Vec<u8> = (0..acc.len())
-                .map(|i| definition::requantize_channel(acc[i], i % COLUMNS, &requant))
-                .collect();
-            failures.check(kernels, (case, "not finite"), &got, &want);
 
             let sums = weights.column_sums();
             failures.check(kernels, (case, "column sums"), sums, &[i32::from(w) * depth as i32; COLUMNS]);
@@ -239,8 +248,9 @@ fn gemm_limits(kernels: &Kernels, failures: &mut Failures) {
                     let want: Vec<i32> = (0..rows * columns).map(dot).collect();
                     let mut got = vec![0; want.len()];
                     let weights = PackedWeights::new(&w, columns, depth);
-                    let output = Output::I32 { bias: None, out: &mut got, stride: columns };
-                    kernels.gemm(&left, depth, rows, &weights, output);
+                    let out = Grid::new(&mut got, rows, columns, columns);
+                    let left = Rows::strided(&left, depth, rows, depth);
+                    kernels.gemm(&left, &weights, 0..weights.panels(), Output::I32 { bias: None, out });
                     failures.check(kernels, ("gemm limits", pair, pairs, depth, a), &got, &want);
                 }
             }
@@ -274,12 +284,16 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(2);
     for (channels, columns) in [(1, 1), (3, 16), (4, 33), (17, 5), (32, 40)] {
         for window in windows(channels) {
+            let window = Window { pad: [0, 0], output: window.output.map(|n| n / 3), ..window };
+            const IMAGES: usize = 2;
             let [height, width] = window.output;
-            let (rows, depth) = (height * width, window.taps() * channels);
-            let x = random.u8s(window.input[0] * window.input[1] * channels);
+            let (rows, depth) = (IMAGES * height * width, window.taps() * channels);
+            let image = window.input[0] * window.input[1] * channels;
+            let x = random.u8s(IMAGES * image);
             let w = random.i8s(columns * depth);
             let (bias, multiplier) = (random.i32s(columns), random.f32s(columns, 3e-3));
-            let patches = definition::im2col(&window, &x, 130);
+            let patches: Vec<u8> =
+                x.chunks_exact(image).flat_map(|x| definition::im2col(&window, x, 130)).collect();
             let acc: Vec<i32> = (0..rows * columns)
                 .map(|i| {
                     definition::dot(
@@ -289,11 +303,11 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
                 })
                 .collect();
             let weights = PackedWeights::with_taps(&w, columns, window.taps(), channels);
-            let offsets = window.offsets(0..height);
-            let padding = vec![130; channels];
+            let windows = Windows::new(&window, IMAGES).unwrap();
             let scales = (&*bias, &*multiplier);
             compare_products(kernels, failures, (window, columns), &acc, columns, scales, |output| {
-                kernels.gemm_gathered(&x, &offsets, &padding, &weights, output);
+                let rows = Rows::gathered(&x, &windows, channels);
+                kernels.gemm(&rows, &weights, 0..weights.panels(), output);
             });
         }
     }
@@ -301,8 +315,10 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
 
 fn depthwise(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(3);
-    for channels in [1, 7, 8, 9, 31, 32, 33, 75] {
-        for window in windows(channels) {
+    for channels in [1, 4, 7, 8, 9, 16, 24, 31, 32, 33, 64, 65, 75, 130] {
+        let wide = Window { input: [5, 40], output: [5, 40], ..windows(channels)[0] };
+        let halved = Window { stride: [1, 2], output: [5, 20], ..wide };
+        for window in windows(channels).into_iter().chain([wide, halved]) {
             let [height, width] = window.output;
             let len = window.input[0] * window.input[1] * channels;
             let (bias, multiplier) = (random.i32s(channels), random.f32s(channels, 0.02));
@@ -312,33 +328,16 @@ fn depthwise(kernels: &Kernels, failures: &mut Failures) {
                 (vec![255; len], vec![-128; window.taps() * channels]),
             ];
             for (x, w) in inputs {
-                let params = Depthwise { window, weights: &w, x_zero: 129, requant };
-                let want = definition::depthwise(&x, &params);
+                let packed = PackedDepthwise::new(&w, &window, 129, &requant);
+                let want = definition::depthwise(&x, &window, &w, 129, &requant);
                 // Two parts, as two threads would compute them.
                 let (top, row) = (height / 2, width * channels);
                 let mut got = vec![0; height * row];
                 let (above, below) = got.split_at_mut(top * row);
-                kernels.depthwise(&x, &params, 0..top, above);
-                kernels.depthwise(&x, &params, top..height, below);
+                kernels.depthwise(&x, &packed, 0..top, above);
+                kernels.depthwise(&x, &packed, top..height, below);
                 failures.check(kernels, ("depthwise", window), &got, &want);
             }
-        }
-    }
-}
-
-fn requantize(kernels: &Kernels, failures: &mut Failures) {
-    let mut random = Random(4);
-    for len in LENGTHS {
-        for multiplier in [0.5, 1.0, 1e-4, 1e30, -1e30, f32::NAN, f32::INFINITY] {
-            let mut acc = random.i32s(len);
-            for (acc, extreme) in acc.iter_mut().zip([i32::MIN, i32::MAX, 0, 1, 3, 5, -1, -3]) {
-                *acc = extreme;
-            }
-            let params = UniformRequant { bias: -1, multiplier, zero: 9, lo: 4, hi: 240 };
-            let mut got = vec![0; len];
-            kernels.requantize(&acc, &params, &mut got);
-            let want: Vec<u8> = acc.iter().map(|&acc| definition::requantize(acc, &params)).collect();
-            failures.check(kernels, ("requantize", len, multiplier), &got, &want);
         }
     }
 }
@@ -493,17 +492,63 @@ fn elementwise(kernels: &Kernels, failures: &mut Failures) {
 
 fn pooling(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(11);
-    for len in LENGTHS {
-        let (a, b) = (random.u8s(len), random.u8s(len));
-        let mut sums = vec![i32::MAX - 300; len];
-        kernels.accumulate(&a, &mut sums);
-        let want: Vec<i32> = a.iter().map(|&a| i32::MAX - 300 + i32::from(a)).collect();
-        failures.check(kernels, ("accumulate", len), &sums, &want);
+    for channels in [1, 7, 63, 64, 65, 130] {
+        for window in windows(channels) {
+            let x = random.u8s(window.input[0] * window.input[1] * channels);
+            let taps = Taps::new(&window).unwrap();
+            let all = taps.pixels();
+            let (mut got, middle) = (vec![0; all * channels], all / 2);
+            let (above, below) = got.split_at_mut(middle * channels);
+            kernels.max_pool(&x, &taps, channels, 0..middle, above);
+            kernels.max_pool(&x, &taps, channels, middle..all, below);
+            failures.check(kernels, ("max_pool", window), &got, &definition::max_pool(&window, &x));
 
-        let mut got = a.clone();
-        kernels.maximum(&b, &mut got);
-        let want: Vec<u8> = a.iter().zip(&b).map(|(&a, &b)| if a > b { a } else { b }).collect();
-        failures.check(kernels, ("maximum", len), &got, &want);
+            for padding_counts in [false, true] {
+                let params = Average {
+                    x_zero: 90,
+                    x_scale: 0.3,
+                    scale: 0.2,
+                    zero: 110,
+                    lo: 5,
+                    hi: 240,
+                    padding_counts,
+                };
+                let (above, below) = got.split_at_mut(middle * channels);
+                kernels.average_pool(&x, &taps, channels, &params, 0..middle, above);
+                kernels.average_pool(&x, &taps, channels, &params, middle..all, below);
+                let want = definition::average_pool(&window, &x, &params);
+                failures.check(kernels, ("average_pool", window, padding_counts), &got, &want);
+            }
+        }
+    }
+}
+
+fn bordered(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(13);
+    for channels in [1, 2, 3, 5] {
+        for (input, pad, size) in
+            [([4, 5], [1, 2], [7, 9]), ([3, 33], [0, 0], [3, 33]), ([1, 1], [2, 0], [3, 4])]
+        {
+            let x = random.u8s(input[0] * input[1] * channels);
+            for planar in [false, true] {
+                let params = Bordered { planar, input, channels, pad, size };
+                let mut got = vec![0; params.len()];
+                kernels.border(&x, &params, 77, &mut got);
+                let want: Vec<u8> = (0..params.len())
+                    .map(|i| {
+                        let (c, column, row) = (i % channels, i / channels % size[1], i / channels / size[1]);
+                        let inside =
+                            |at: usize, axis: usize| at.checked_sub(pad[axis]).filter(|&p| p < input[axis]);
+                        match (inside(row, 0), inside(column, 1)) {
+                            (Some(y), Some(x_)) if planar => x[(c * input[0] + y) * input[1] + x_],
+                            (Some(y), Some(x_)) => x[(y * input[1] + x_) * channels + c],
+                            _ => 77,
+                        }
+                    })
+                    .collect();
+                failures.check(kernels, ("border", params), &got, &want);
+            }
+        }
     }
 }
 
@@ -512,22 +557,16 @@ fn windows_are_gathered_as_defined() {
     let mut random = Random(12);
     for channels in [1, 3, 8] {
         for window in windows(channels) {
+            // Padding is 255, which no byte of this image equals.
             let x = random.u8s(window.input[0] * window.input[1] * channels);
-            let height = window.output[0];
-            let want = definition::im2col(&window, &x, 99);
-            let (top, row) = (height / 2, want.len() / height);
-            let mut got = vec![0; want.len()];
-            let (above, below) = got.split_at_mut(top * row);
-            window.im2col(&x, 99, 0..top, above);
-            window.im2col(&x, 99, top..height, below);
-            assert_eq!(got, want, "{window:?}");
-
-            let gather = |&offset: &usize| match offset {
-                PADDING => vec![99; channels],
-                offset => x[offset..][..channels].to_vec(),
-            };
-            let parts = [window.offsets(0..top), window.offsets(top..height)];
-            assert_eq!(parts.concat().iter().flat_map(gather).collect::<Vec<_>>(), want, "{window:?}");
+            let x: Vec<u8> = x.iter().map(|&b| b.min(250)).collect();
+            let taps = Taps::new(&window).unwrap();
+            let rows = (0..taps.pixels())
+                .map(|row| taps.inside(row).flat_map(|o| &x[o..][..channels]).copied().collect::<Vec<u8>>());
+            let want = definition::im2col(&window, &x, 255);
+            let want = want.chunks(window.taps() * channels);
+            let want = want.map(|w| w.iter().copied().filter(|&b| b != 255).collect::<Vec<u8>>());
+            assert!(rows.eq(want), "{window:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::runner::Runner;
 use crate::error::{Error, Result, invalid};
-use crate::graph::{Graph, Kind, Var};
+use crate::graph::Graph;
 use crate::op::{Dim, Fact};
 use crate::tensor::{DType, Tensor, element_count};
 
@@ -40,6 +40,8 @@ pub struct NodeProfile {
     pub node: String,
     /// Its operator.
     pub op: String,
+    /// The algorithm, in a few words.
+    pub algorithm: String,
     /// Median time of a run, in milliseconds.
     pub median_ms: f64,
     /// Its part of the medians' sum, 0 to 1.
@@ -48,8 +50,8 @@ pub struct NodeProfile {
     pub macs: u64,
     /// 10^9 multiply-accumulate operations per second.
     pub gmacs_per_second: f64,
-    /// Bytes of what it computes.
-    pub output_bytes: u64,
+    /// Bytes of its operands and results.
+    pub bytes: u64,
 }
 
 /// What a model costs.
@@ -79,8 +81,6 @@ pub fn profile(
     runs: usize,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Profile> {
-    let mut costs = Costs::new(model.graph());
-    costs.learn(model, inputs)?;
     for i in 0..warm_up {
         model.run(inputs)?;
         progress(i + 1)?;
@@ -94,84 +94,62 @@ pub fn profile(
     }
     let latency =
         Latency::of(&seconds).ok_or_else(|| invalid!("0 runs cannot be measured; give 1 or more"))?;
+    let mut costs = vec![];
     for i in 0..runs {
-        costs.measure(model, inputs)?;
+        measure(model, inputs, &mut costs)?;
         progress(warm_up + runs + i + 1)?;
     }
-    let nodes = costs.profiles();
+    let nodes = profiles(costs);
     Ok(Profile { runs, latency, macs: nodes.iter().map(|n| n.macs).sum(), nodes })
 }
 
-struct Costs<'a> {
-    graph: &'a Graph,
-    nodes: Vec<Var>,
-    seconds: HashMap<Var, Vec<f64>>,
-    macs: HashMap<Var, u64>,
-    bytes: HashMap<Var, u64>,
+/// What the steps of one node cost, run by run.
+struct Cost {
+    profile: NodeProfile,
+    seconds: Vec<f64>,
 }
 
-impl<'a> Costs<'a> {
-    fn new(graph: &'a Graph) -> Costs<'a> {
-        let nodes: Vec<Var> = graph.applied().map(|(v, ..)| v).collect();
-        Costs { graph, nodes, seconds: HashMap::new(), macs: HashMap::new(), bytes: HashMap::new() }
-    }
-
-    /// Counts bytes and operations for the shapes that the inputs give.
-    fn learn(&mut self, model: &dyn Runner, inputs: &[Tensor]) -> Result<()> {
-        let mut facts: HashMap<Var, Fact> = HashMap::new();
-        facts.extend(self.graph.inputs().zip(inputs).map(|((v, _), t)| (v, Fact::of(t))));
-        model.run_with(inputs, &mut |v, _, t| {
-            facts.insert(v, Fact::of(t));
-            *self.bytes.entry(v.output(0)).or_insert(0) += t.byte_len() as u64;
-            Ok(())
-        })?;
-        for (v, node, op, operands) in self.graph.applied() {
-            let fact = |v: Var| facts.get(&v).unwrap_or_else(|| self.graph.fact(v));
-            let inputs: Vec<&Fact> = operands.iter().map(|v| fact(*v)).collect();
-            let outputs: Vec<&Fact> = (0..node.outputs.len()).map(|slot| fact(v.output(slot))).collect();
-            self.macs.insert(v, op.macs(&inputs, &outputs));
-        }
-        Ok(())
-    }
-
-    fn measure(&mut self, model: &dyn Runner, inputs: &[Tensor]) -> Result<()> {
-        let mut last = Instant::now();
-        let mut spent: HashMap<Var, f64> = HashMap::with_capacity(self.nodes.len());
-        model.run_with(inputs, &mut |v, _, _| {
-            *spent.entry(v.output(0)).or_insert(0.0) += last.elapsed().as_secs_f64();
-            last = Instant::now();
-            Ok(())
-        })?;
-        for (v, s) in spent {
-            self.seconds.entry(v).or_default().push(s);
-        }
-        Ok(())
-    }
-
-    fn profiles(&self) -> Vec<NodeProfile> {
-        let median = |v: &Var| self.seconds.get(v).and_then(|s| Latency::of(s)).map_or(0.0, |l| l.median_ms);
-        let total: f64 = self.nodes.iter().map(median).sum();
-        let profile = |v: &Var| {
-            let node = self.graph.node(*v);
-            let op = match &node.kind {
-                Kind::Apply { op, .. } => op.name().to_string(),
-                _ => String::new(),
+/// Adds one run to the costs, in the order of execution.
+fn measure(model: &dyn Runner, inputs: &[Tensor], costs: &mut Vec<Cost>) -> Result<()> {
+    let mut seen: HashMap<String, f64> = HashMap::new();
+    model.time(inputs, &mut |t| {
+        *seen.entry(t.node.to_string()).or_insert(0.0) += t.seconds;
+        if !costs.iter().any(|c| c.profile.node == t.node) {
+            let profile = NodeProfile {
+                node: t.node.to_string(),
+                op: t.op.to_string(),
+                algorithm: t.algorithm.to_string(),
+                median_ms: 0.0,
+                share: 0.0,
+                macs: t.macs,
+                gmacs_per_second: 0.0,
+                bytes: t.bytes,
             };
-            let (median_ms, macs) = (median(v), self.macs.get(v).copied().unwrap_or(0));
-            NodeProfile {
-                node: node.name.clone(),
-                op,
-                median_ms,
-                share: if total > 0.0 { median_ms / total } else { 0.0 },
-                macs,
-                gmacs_per_second: if median_ms > 0.0 { macs as f64 / median_ms / 1e6 } else { 0.0 },
-                output_bytes: self.bytes.get(v).copied().unwrap_or(0),
-            }
-        };
-        let mut nodes: Vec<NodeProfile> = self.nodes.iter().map(profile).collect();
-        nodes.sort_by(|a, b| b.median_ms.total_cmp(&a.median_ms));
-        nodes
+            costs.push(Cost { profile, seconds: vec![] });
+        }
+    })?;
+    for cost in costs {
+        cost.seconds.extend(seen.get(&cost.profile.node));
     }
+    Ok(())
+}
+
+/// The medians, the slowest first.
+fn profiles(costs: Vec<Cost>) -> Vec<NodeProfile> {
+    let mut nodes: Vec<NodeProfile> = costs
+        .into_iter()
+        .map(|Cost { profile, seconds }| {
+            let median_ms = Latency::of(&seconds).map_or(0.0, |l| l.median_ms);
+            let rate = profile.macs as f64 / median_ms / 1e6;
+            NodeProfile { median_ms, gmacs_per_second: if rate.is_finite() { rate } else { 0.0 }, ..profile }
+        })
+        .collect();
+    let total: f64 = nodes.iter().map(|n| n.median_ms).sum();
+    for node in &mut nodes {
+        node.share = if total > 0.0 { node.median_ms / total } else { 0.0 };
+    }
+    nodes.sort_by(|a, b| b.median_ms.total_cmp(&a.median_ms));
+    nodes
 }
 
 /// Inputs for a measurement: f32 values drawn evenly from 0..1, always the

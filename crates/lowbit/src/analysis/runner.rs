@@ -1,10 +1,12 @@
 //! What can be measured: anything that runs a graph.
 
+use std::time::Instant;
+
 use crate::data::Batch;
 use crate::error::{Result, invalid};
-use crate::graph::{Graph, Node, Var};
+use crate::graph::{Graph, Kind, Node, Var};
 use crate::op::Dim;
-use crate::session::Session;
+use crate::session::{Session, Timing};
 use crate::tensor::Tensor;
 
 /// A model that runs: the float reference ([`Graph`]) or the engine ([`Session`]).
@@ -28,6 +30,12 @@ pub trait Runner: Sync {
         inputs: &[Tensor],
         see: &mut dyn FnMut(Var, &Node, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>>;
+
+    /// Runs the model and gives what each step of the run cost to `see`.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    fn time(&self, inputs: &[Tensor], see: &mut (dyn FnMut(Timing<'_>) + Send)) -> Result<()>;
 }
 
 impl Runner for Graph {
@@ -46,6 +54,26 @@ impl Runner for Graph {
     ) -> Result<Vec<Tensor>> {
         Graph::run_with(self, inputs, see)
     }
+
+    fn time(&self, inputs: &[Tensor], see: &mut (dyn FnMut(Timing<'_>) + Send)) -> Result<()> {
+        let graph = self.at_shapes(inputs.iter().map(Tensor::shape))?;
+        let mut last = Instant::now();
+        graph.run_with(inputs, |v, node, t| {
+            let seconds = last.elapsed().as_secs_f64();
+            if let (Kind::Apply { op, inputs }, true) = (&node.kind, v == v.output(0)) {
+                let operands = inputs
+                    .iter()
+                    .map(|v| graph.fact(*v))
+                    .map(|f| f.dtype.bytes_of(f.elements() as usize) as u64);
+                let bytes = operands.sum::<u64>() + t.byte_len() as u64;
+                let macs = graph.node_macs(v);
+                see(Timing { node: &node.name, op: op.name(), algorithm: "reference", seconds, macs, bytes });
+            }
+            last = Instant::now();
+            Ok(())
+        })?;
+        Ok(())
+    }
 }
 
 impl Runner for Session {
@@ -63,6 +91,10 @@ impl Runner for Session {
         see: &mut dyn FnMut(Var, &Node, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
         Session::run_with(self, inputs, see)
+    }
+
+    fn time(&self, inputs: &[Tensor], see: &mut (dyn FnMut(Timing<'_>) + Send)) -> Result<()> {
+        Session::time(self, inputs, see)
     }
 }
 

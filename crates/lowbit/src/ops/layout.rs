@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact,
+};
 use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Element, Tensor, element_count};
 
 use super::axis;
-use super::strided::{contiguous, each_storage, permuted, view};
+use super::strided::{Moved, contiguous, each_storage, permuted, view};
 use super::symbolic::{self, facts, output_shape};
 
 /// The dimensions in another order; reversed if none is given.
@@ -44,6 +46,18 @@ impl Op for Transpose {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         Ok(vec![permuted(inputs[0], &self.perm(inputs[0].rank())?)?])
+    }
+
+    fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
+        let from = operands[0].shape;
+        let strides = contiguous(from);
+        let perm = self.perm(from.len())?;
+        let moved = Moved::new(
+            &perm.iter().map(|&p| from[p]).collect::<Vec<_>>(),
+            &perm.iter().map(|&p| strides[p]).collect::<Vec<_>>(),
+            0,
+        );
+        Ok(moved.prepared(from.iter().product()))
     }
 
     fn attributes(&self) -> Attributes {
@@ -104,6 +118,11 @@ impl Op for Concat {
         each_storage!(dtype, T => {
             Ok(vec![Tensor::coded(dtype, &shape, join::<T>(inputs, at, Vec::with_capacity(count))?)?])
         })
+    }
+
+    fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
+        let rank = operands.first().map_or(0, |x| x.shape.len());
+        Ok(Prepared::Join { axis: axis::one(self.axis, rank)? })
     }
 
     fn attributes(&self) -> Attributes {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut,
+    arity,
+};
 use crate::tensor::{Element, Tensor, element_count};
 
 use super::axis;
@@ -156,6 +159,22 @@ impl Op for Pad {
         })
     }
 
+    fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
+        let x = operands[0];
+        let pads = self.of_rank(x.shape.len())?;
+        let size = |n: usize, (begin, end): (i64, i64)| (n as i64 + begin + end).max(0) as usize;
+        let sources = x.shape.iter().zip(&pads).map(|(&n, &p)| self.sources(n, p.0, size(n, p)));
+        let value = match &self.fill {
+            Fill::Constant(Some(value)) => value.clone(),
+            _ => super::cast::cast(&Tensor::scalar(0u8), x.dtype)?,
+        };
+        Prepared::routine(Padding {
+            sources: sources.collect::<Result<_>>()?,
+            strides: contiguous(x.shape),
+            value,
+        })
+    }
+
     fn attributes(&self) -> Attributes {
         let mode = match &self.fill {
             Fill::Constant(_) => "constant",
@@ -194,6 +213,33 @@ impl Op for Pad {
                 Quant::Float
             }
             _ => Quant::Share,
+        }
+    }
+}
+
+/// A [`Pad`] of known size.
+#[derive(Debug)]
+struct Padding {
+    sources: Vec<Vec<Option<usize>>>,
+    strides: Vec<isize>,
+    value: Tensor,
+}
+
+impl Padding {
+    fn pad<T: Element>(&self, x: &[T], y: &mut [T]) -> Result<()> {
+        y.fill(self.value.item::<T>()?);
+        pick(x, &self.strides, &self.sources, y);
+        Ok(())
+    }
+}
+
+impl Routine for Padding {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        match x[0] {
+            View::F32(x) => self.pad(x, y.f32()?),
+            View::U8(x) => self.pad(x, y.u8()?),
+            View::I8(x) => self.pad(x, y.i8()?),
+            View::Other => Err(invalid!("no routine pads this type")),
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact,
+};
 use crate::tensor::{DType, Tensor};
 
 use super::symbolic::{self, output_shape};
@@ -64,6 +66,10 @@ impl Op for Reshape {
         Ok(vec![x.with_shape(self.target(&x.shape, wanted)?).with_sizes(x.sizes.clone())])
     }
 
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![inputs[0].reshaped(&output_shape(self, inputs, 0)?)?])
     }
@@ -96,6 +102,10 @@ impl Op for Flatten {
         let at = if self.axis == x.rank() as i64 { x.rank() } else { axis::one(self.axis, x.rank())? };
         let (rows, columns) = x.shape.split_at(at);
         Ok(vec![x.with_shape(vec![symbolic::product(rows), symbolic::product(columns)])])
+    }
+
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -137,6 +147,10 @@ impl Op for Squeeze {
         Ok(vec![x.with_shape(kept.collect()).with_sizes(x.sizes.clone())])
     }
 
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![inputs[0].reshaped(&output_shape(self, inputs, 0)?)?])
     }
@@ -164,6 +178,10 @@ impl Op for Unsqueeze {
         let shape = new.into_iter().map(|new| if new { Some(Dim::Known(1)) } else { old.next() });
         let shape = shape.collect::<Option<_>>().ok_or_else(|| invalid!("axes {axes:?} do not fit {x}"))?;
         Ok(vec![x.with_shape(shape).with_sizes(x.sizes.clone())])
+    }
+
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -295,6 +313,10 @@ impl Op for Identity {
         Ok(vec![inputs[0].clone()])
     }
 
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         Ok(vec![inputs[0].clone()])
@@ -334,6 +356,10 @@ impl Op for Dropout {
         arity(inputs, 1, 2)?;
         let x = inputs[0];
         Ok(vec![x.clone(), Fact { dtype: DType::Bool, shape: x.shape.clone(), sizes: None }])
+    }
+
+    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
+        Ok(Prepared::Alias)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional_fact};
+use crate::op::{Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact};
 use crate::tensor::Tensor;
 
 use super::axis;
-use super::strided::{contiguous, view};
+use super::strided::{Moved, contiguous, view};
 use super::symbolic::{self, facts};
 
 /// Every `step`-th element from `start` to before `end` along some axes.
@@ -115,23 +115,40 @@ impl Op for Slice {
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let known = facts(inputs);
-        let ranges = ranges(&known.iter().collect::<Vec<_>>())?;
-        let x = inputs[0];
-        let (mut shape, mut strides, mut at) = (x.shape().to_vec(), contiguous(x.shape()), 0);
-        for r in ranges {
-            let (start, count) =
-                r.in_size(shape[r.axis]).ok_or_else(|| invalid!("a position is not a number"))?;
-            shape[r.axis] = count;
-            at += start * strides[r.axis] as usize;
-            // A step past the end is never taken; any stride will do.
-            strides[r.axis] = if count > 1 { strides[r.axis] * r.step as isize } else { 0 };
-        }
-        Ok(vec![view(x, &shape, &strides, at)?])
+        let (shape, strides, start) = part(inputs[0].shape(), ranges(&known.iter().collect::<Vec<_>>())?)?;
+        Ok(vec![view(inputs[0], &shape, &strides, start)?])
+    }
+
+    fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
+        let Some(constants) = operands[1..].iter().map(|x| x.constant).collect::<Option<Vec<_>>>() else {
+            return Ok(Prepared::Eval);
+        };
+        let x = operands[0];
+        let known: Vec<Fact> = [Fact::new(x.dtype, x.shape.iter().copied())]
+            .into_iter()
+            .chain(constants.into_iter().map(Fact::of))
+            .collect();
+        let (shape, strides, start) = part(x.shape, ranges(&known.iter().collect::<Vec<_>>())?)?;
+        Ok(Moved::new(&shape, &strides, start).prepared(x.shape.iter().product()))
     }
 
     fn quant(&self) -> Quant {
         Quant::Share
     }
+}
+
+/// Shape, strides and first element of what the ranges leave of a tensor.
+fn part(from: &[usize], ranges: Vec<Range>) -> Result<(Vec<usize>, Vec<isize>, usize)> {
+    let (mut shape, mut strides, mut at) = (from.to_vec(), contiguous(from), 0);
+    for r in ranges {
+        let (start, count) =
+            r.in_size(shape[r.axis]).ok_or_else(|| invalid!("a position is not a number"))?;
+        shape[r.axis] = count;
+        at += start * strides[r.axis] as usize;
+        // A step past the end is never taken; any stride will do.
+        strides[r.axis] = if count > 1 { strides[r.axis] * r.step as isize } else { 0 };
+    }
+    Ok((shape, strides, at))
 }
 
 /// Attributes of opset < 10 become operands.

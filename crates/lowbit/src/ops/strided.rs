@@ -1,7 +1,9 @@
 //! Loops over strided views: the one way in which values are moved and
 //! broadcast, whatever their type.
 
-use crate::error::Result;
+use crate::error::{Result, invalid};
+use crate::op::{Prepared, Routine, View, ViewMut};
+use crate::parallel;
 use crate::tensor::{Element, Tensor, element_count};
 
 /// Evaluates an expression with `$T` the Rust type that stores `$dtype`.
@@ -154,6 +156,70 @@ impl<const N: usize> Nest<N> {
                 index[d] = 0;
             }
         }
+    }
+}
+
+/// A view prepared to be copied many times: for each axis of the result, those
+/// that merge taken as one, its size and the distance of its elements.
+#[derive(Debug)]
+pub(super) struct Moved {
+    start: usize,
+    axes: Vec<(usize, isize)>,
+}
+
+impl Moved {
+    /// The view of `shape` whose element at `i` is that at `start + i . strides`.
+    pub(super) fn new(shape: &[usize], strides: &[isize], start: usize) -> Moved {
+        let nest = Nest::new(shape, [strides]);
+        Moved { start, axes: nest.dims.into_iter().zip(nest.strides.into_iter().map(|[s]| s)).collect() }
+    }
+
+    /// How a plan copies it from a tensor of `len` elements.
+    pub(super) fn prepared(self, len: usize) -> Prepared {
+        match self.axes.as_slice() {
+            [(n, 1)] if (self.start, *n) == (0, len) => Prepared::Alias,
+            _ => Prepared::Routine(Box::new(self)),
+        }
+    }
+
+    fn copy<T: Copy + Send + Sync>(&self, x: &[T], y: &mut [T]) {
+        /// Elements that are worth a task of their own.
+        const TASK: usize = 1 << 15;
+        let Some((&(size, stride), outer)) = self.axes.split_last().filter(|_| !y.is_empty()) else { return };
+        let rows = parallel::rows_of_a_task(TASK, size, y.len() / size);
+        parallel::chunks(y, rows * size, |task, y| {
+            for (i, y) in y.chunks_exact_mut(size).enumerate() {
+                let (mut row, mut at) = (task * rows + i, self.start as isize);
+                for (size, stride) in outer.iter().rev() {
+                    at += (row % size) as isize * stride;
+                    row /= size;
+                }
+                match stride {
+                    0 => y.fill(x[at as usize]),
+                    1 => y.copy_from_slice(&x[at as usize..][..size]),
+                    2.. => {
+                        let x = x[at as usize..].iter().step_by(stride as usize);
+                        y.iter_mut().zip(x).for_each(|(y, x)| *y = *x);
+                    }
+                    _ => y
+                        .iter_mut()
+                        .enumerate()
+                        .for_each(|(i, y)| *y = x[(at + i as isize * stride) as usize]),
+                }
+            }
+        });
+    }
+}
+
+impl Routine for Moved {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        match x[0] {
+            View::F32(x) => self.copy(x, y.f32()?),
+            View::U8(x) => self.copy(x, y.u8()?),
+            View::I8(x) => self.copy(x, y.i8()?),
+            View::Other => return Err(invalid!("no routine moves this type")),
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,8 @@
 //! a form that gives codes. What nothing reads any more is gone.
 
 mod layout;
+mod means;
+mod residual;
 mod weights;
 
 use std::collections::HashMap;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 
 use lowbit_kernels::Kernels;
 
-use self::layout::{channels_first, channels_last, is_channels_first};
+use self::layout::{channels_first, channels_last, is_channels_first, is_first_of_last};
 use self::weights::{bias_codes, weight};
 use super::codes::{Codes, constant_params, quantized_codes};
 use super::integer::boundary::{Dequantize, FlipSign, Quantize};
@@ -41,7 +43,7 @@ use crate::tensor::{DType, Tensor};
 pub fn lower(graph: &Graph) -> Result<(Graph, Report)> {
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons: HashMap::new() };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
-    let lowered = fold_dequantized(&lowered)?;
+    let lowered = means::of_codes(&residual::fold_additions(&fold_dequantized(&lowered)?)?)?;
     let report = lowering.report(&lowered);
     Ok((lowered, report))
 }
@@ -150,7 +152,11 @@ impl Lowering<'_> {
             }
         };
         let op = QConv::new(conv, &w, codes.zero, &bias, scale).map_err(|e| e.at(&node.name))?;
-        let x = channels_last(b, x)?;
+        let of_planes = if is_first_of_last(b, x) { None } else { op.of_planes() };
+        let (op, x) = match of_planes {
+            Some(op) => (op, x),
+            None => (op, channels_last(b, x)?),
+        };
         let y = b.apply(&node.name, Arc::new(op), &[x])?;
         channels_first(b, y).map(Some)
     }
@@ -235,7 +241,8 @@ impl Lowering<'_> {
             if from == codes && clamp.is_none() {
                 return Ok(Some(x));
             }
-            return table(b, core, x, from.table(codes, |x| x.clamp(clamp.lo, clamp.hi))).map(Some);
+            let name = b.so_far().node(core).name.clone();
+            return table(b, &name, x, from.table(codes, |x| x.clamp(clamp.lo, clamp.hi))).map(Some);
         }
         let node = b.so_far().node(core);
         let Kind::Apply { op, inputs } = &node.kind else { return Ok(None) };
@@ -262,7 +269,8 @@ impl Lowering<'_> {
         };
         if let Some(unary) = op.is::<Unary>() {
             let f = *unary;
-            return table(b, core, x, from.table(codes, |x| f.f(x).clamp(clamp.lo, clamp.hi))).map(Some);
+            let name = b.so_far().node(core).name.clone();
+            return table(b, &name, x, from.table(codes, |x| f.f(x).clamp(clamp.lo, clamp.hi))).map(Some);
         }
         if op.is::<Concat>().is_some() {
             return concat_form(b, &name, &op, &inputs, codes).map(|v| v.filter(|_| clamp.is_none()));
@@ -372,15 +380,14 @@ fn carried(b: &mut Builder, v: Var) -> Result<Option<(Var, Codes)>> {
 }
 
 /// A table applied to the codes `x`, in the layout in which they are.
-fn table(b: &mut Builder, named: Var, x: Var, table: [u8; 256]) -> Result<Var> {
-    let name = b.so_far().node(named).name.clone();
+fn table(b: &mut Builder, name: &str, x: Var, table: [u8; 256]) -> Result<Var> {
     let op = Arc::new(Table { table: Box::new(table) });
-    if layout::is_first_of_last(b, x) {
+    if is_first_of_last(b, x) {
         let x = channels_last(b, x)?;
-        let y = b.apply(&name, op, &[x])?;
+        let y = b.apply(name, op, &[x])?;
         return channels_first(b, y);
     }
-    b.apply(&name, op, &[x])
+    b.apply(name, op, &[x])
 }
 
 fn binary_form(
@@ -399,9 +406,16 @@ fn binary_form(
     let (Some((x, cx)), Some((y, cy))) = (carried(b, inputs[0])?, carried(b, inputs[1])?) else {
         return Ok(None);
     };
-    let op = Arc::new(QBinary { operation, inputs: [cx, cy], output, lo, hi });
+    let op = QBinary { operation, inputs: [cx, cy], output, lo, hi };
+    for (of, by, swapped) in [(x, y, false), (y, x, true)] {
+        let value = b.so_far().constant(by).filter(|t| t.len() == 1 && t.rank() <= b.fact(of).rank());
+        if let Some(value) = value.map(|t| t.item::<u8>()).transpose()? {
+            return table(b, name, of, op.table(value, swapped)).map(Some);
+        }
+    }
+    let op = Arc::new(op);
     let images = b.fact(x).rank() == 4 && b.fact(y).rank() == 4;
-    if images && (layout::is_first_of_last(b, x) || layout::is_first_of_last(b, y)) {
+    if images && (is_first_of_last(b, x) || is_first_of_last(b, y)) {
         let (x, y) = (channels_last(b, x)?, channels_last(b, y)?);
         let z = b.apply(name, op, &[x, y])?;
         return channels_first(b, z).map(Some);
@@ -420,7 +434,8 @@ fn concat_form(
     let mut parts = vec![];
     for v in inputs {
         let Some((x, from)) = carried(b, *v)? else { return Ok(None) };
-        parts.push(if from == codes { x } else { table(b, *v, x, from.table(codes, |x| x))? });
+        let name = b.so_far().node(*v).name.clone();
+        parts.push(if from == codes { x } else { table(b, &name, x, from.table(codes, |x| x))? });
     }
     layout::concat(b, name, op, &parts).map(Some)
 }

@@ -47,9 +47,9 @@ fn costs_are_those_of_the_actual_shapes() {
     .unwrap();
     assert_eq!((p.runs, p.macs, calls), (3, 2 * 5 * 4 * 3, 7));
     let mut nodes: Vec<_> =
-        p.nodes.iter().map(|n| (n.node.as_str(), n.op.as_str(), n.macs, n.output_bytes)).collect();
+        p.nodes.iter().map(|n| (n.node.as_str(), n.op.as_str(), n.macs, n.bytes)).collect();
     nodes.sort_unstable();
-    assert_eq!(nodes, [("h", "MatMul", 120, 120), ("y", "Relu", 0, 120)]);
+    assert_eq!(nodes, [("h", "MatMul", 120, 328), ("y", "Relu", 0, 240)]);
     assert!((p.nodes.iter().map(|n| n.share).sum::<f64>() - 1.0).abs() < 1e-9);
     assert!(p.nodes.windows(2).all(|w| w[0].median_ms >= w[1].median_ms));
     assert!(profile(&g, &x, 0, 0, &mut |_| Ok(())).unwrap_err().to_string().contains("0 runs"));

@@ -1,13 +1,15 @@
 //! Where codes begin and end.
 
 use lowbit_kernels::Kernels;
-use rayon::prelude::*;
 
 use super::fact;
 use crate::error::Result;
-use crate::op::{Attribute, Attributes, Fact, Op};
+use crate::op::{
+    Attribute, Attributes, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine,
+};
+use crate::parallel;
 use crate::session::codes::Codes;
-use crate::tensor::{DType, Tensor, element_count};
+use crate::tensor::{DType, Tensor};
 
 /// Elements that one task converts.
 const CHUNK: usize = 1 << 16;
@@ -52,13 +54,10 @@ impl Op for Quantize {
         fact(DType::U8, x[0].shape.clone())
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let mut out = vec![0u8; element_count(x[0].shape())?];
-        let values = x[0].slice::<f32>()?;
-        let Codes { scale, zero } = self.codes;
-        values.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK)).for_each(|(x, out)| {
-            Kernels::best().quantize_u8(x, scale, zero, self.lo, self.hi, out);
-        });
-        Ok(vec![Tensor::new(x[0].shape(), out)?])
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, _: &[Operand<'_>]) -> Result<Prepared> {
+        Prepared::routine(self.clone())
     }
     fn attributes(&self) -> Attributes {
         attributes(self.codes)
@@ -76,12 +75,10 @@ impl Op for Dequantize {
         fact(DType::F32, x[0].shape.clone())
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let mut out = vec![0f32; element_count(x[0].shape())?];
-        let Codes { scale, zero } = self.codes;
-        x[0].slice::<u8>()?.par_chunks(CHUNK).zip(out.par_chunks_mut(CHUNK)).for_each(|(x, out)| {
-            Kernels::best().dequantize_u8(x, scale, zero, out);
-        });
-        Ok(vec![Tensor::new(x[0].shape(), out)?])
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, _: &[Operand<'_>]) -> Result<Prepared> {
+        Prepared::routine(self.clone())
     }
     fn attributes(&self) -> Attributes {
         attributes(self.codes)
@@ -102,17 +99,41 @@ impl Op for FlipSign {
         fact(self.to, x[0].shape.clone())
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let shape = x[0].shape();
-        Ok(vec![if self.to == DType::U8 {
-            Tensor::new(
-                shape,
-                x[0].slice::<i8>()?.iter().map(|q| q.cast_unsigned() ^ 0x80).collect::<Vec<u8>>(),
-            )?
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, _: &[Operand<'_>]) -> Result<Prepared> {
+        Prepared::routine(self.clone())
+    }
+}
+
+impl Routine for Quantize {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        let (x, Codes { scale, zero }) = (x[0].f32()?, self.codes);
+        parallel::chunks(y.u8()?, CHUNK, |i, y| {
+            let x = &x[i * CHUNK..][..y.len()];
+            Kernels::best().quantize_u8(x, scale, zero, self.lo, self.hi, y);
+        });
+        Ok(())
+    }
+}
+
+impl Routine for Dequantize {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        let (x, Codes { scale, zero }) = (x[0].u8()?, self.codes);
+        parallel::chunks(y.f32()?, CHUNK, |i, y| {
+            Kernels::best().dequantize_u8(&x[i * CHUNK..][..y.len()], scale, zero, y);
+        });
+        Ok(())
+    }
+}
+
+impl Routine for FlipSign {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        if self.to == DType::U8 {
+            y.u8()?.iter_mut().zip(x[0].i8()?).for_each(|(y, q)| *y = q.cast_unsigned() ^ 0x80);
         } else {
-            Tensor::new(
-                shape,
-                x[0].slice::<u8>()?.iter().map(|q| (q ^ 0x80).cast_signed()).collect::<Vec<i8>>(),
-            )?
-        }])
+            y.i8()?.iter_mut().zip(x[0].u8()?).for_each(|(y, q)| *y = (q ^ 0x80).cast_signed());
+        }
+        Ok(())
     }
 }

@@ -2,25 +2,27 @@
 
 use std::sync::Arc;
 
-use lowbit_kernels::{Depthwise, Kernels, PADDING, PackedWeights, Window};
+use lowbit_kernels::{Bordered, Kernels, MOST_TAPS, PackedDepthwise, PackedWeights, Rows, Window, Windows};
 
-use super::{Epilogue, Rows, fact, nhwc, rows_of_a_task, window};
+use super::product::{Epilogue, Out, Product, added};
+use super::{fact, nhwc, window};
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Fact, Op};
+use crate::op::{
+    Attribute, Attributes, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine,
+};
 use crate::ops::conv::Conv;
+use crate::parallel;
 use crate::tensor::Tensor;
 
-/// Below this, and for more than one tap, windows are copied: a tap's channels
-/// would fill a small part of a vector.
+/// Below this many channels, NCHW images are as good as NHWC.
 const FEW_CHANNELS: usize = 16;
-/// What a multiply-accumulate of a depthwise convolution costs beside one of a
-/// matrix product.
-const DEPTHWISE_WORK: usize = 8;
+/// Depthwise multiply-accumulates that are worth a task of their own.
+const DEPTHWISE_TASK: usize = 1 << 17;
 
 /// A convolution of u8 NHWC images with int8 weights, packed at compile time.
 ///
 /// `acc[p][c] = sum_t sum_k (x[p, t][k] - z_x) w[c][t][k]` in i32, then the
-/// [`Epilogue`].
+/// [`Epilogue`]. Operands: the codes, and what the epilogue adds, if it does.
 #[derive(Clone, Debug)]
 pub struct QConv {
     conv: Conv,
@@ -28,16 +30,18 @@ pub struct QConv {
     input_zero: u8,
     channels: [usize; 2],
     kernel: [usize; 2],
+    /// Whether the input is NCHW; for few channels only.
+    planar: bool,
     /// What becomes of the accumulators.
     pub epilogue: Epilogue,
 }
 
 #[derive(Debug)]
 enum Weights {
-    /// One matrix for each group.
-    Matrices(Vec<PackedWeights>),
-    /// One matrix for whole windows of few channels, which are copied.
-    Columns(PackedWeights),
+    /// One matrix for each group. The taps of a matrix are the kernel's rows, all
+    /// columns and channels of each, filled up with zeros to whole words, where
+    /// these lie together; else the kernel's positions.
+    Matrices { matrices: Vec<PackedWeights>, by_rows: bool },
     /// `[tap][channel]`, where each channel has a filter of its own.
     Depthwise(Vec<i8>),
 }
@@ -64,22 +68,22 @@ impl QConv {
         let sum =
             |c: usize| by_tap[c * per_channel..][..per_channel].iter().map(|&w| i32::from(w)).sum::<i32>();
         let bias = bias.iter().enumerate().map(|(c, b)| b.wrapping_sub(zero.wrapping_mul(sum(c)))).collect();
-        let weights = if groups == outputs && depth == 1 && groups > 1 {
+        let adjacent = conv.window.dilations.get(1).is_none_or(|&d| d == 1);
+        let weights = if groups == outputs && depth == 1 && groups > 1 && taps <= MOST_TAPS {
             let transposed = (0..taps * outputs).map(|i| by_tap[i % outputs * taps + i / outputs]).collect();
             Weights::Depthwise(transposed)
-        } else if groups == 1 && taps > 1 && depth < FEW_CHANNELS {
-            Weights::Columns(PackedWeights::new(&by_tap, outputs, per_channel))
         } else {
-            let share = outputs / groups;
-            let pack = |g: usize| {
-                PackedWeights::with_taps(
-                    &by_tap[g * share * per_channel..][..share * per_channel],
-                    share,
-                    taps,
-                    depth,
-                )
-            };
-            Weights::Matrices((0..groups).map(pack).collect())
+            let by_rows = groups == 1 && adjacent;
+            let (taps, depth) = if by_rows { (kh, kw * depth) } else { (taps, depth) };
+            let filled = depth.next_multiple_of(4);
+            let mut runs = vec![0; outputs * taps * filled];
+            for (to, from) in runs.chunks_exact_mut(filled.max(1)).zip(by_tap.chunks_exact(depth.max(1))) {
+                to[..depth].copy_from_slice(from);
+            }
+            let (share, of_group) = (outputs / groups, outputs / groups * taps * filled);
+            let group = |g: usize| &runs[g * of_group..][..of_group];
+            let matrices = (0..groups).map(|g| PackedWeights::with_taps(group(g), share, taps, filled));
+            Weights::Matrices { matrices: matrices.collect(), by_rows }
         };
         Ok(QConv {
             conv: conv.clone(),
@@ -87,6 +91,7 @@ impl QConv {
             input_zero: zero as u8,
             channels: [depth * groups, outputs],
             kernel: [kh, kw],
+            planar: false,
             epilogue: Epilogue { bias, scale, codes: None },
         })
     }
@@ -96,92 +101,27 @@ impl QConv {
         QConv { epilogue, ..self.clone() }
     }
 
-    /// What a row of `width` pixels costs, in multiply-accumulates of a matrix product.
-    fn row_work(&self, width: usize) -> usize {
-        let [inputs, outputs] = self.channels;
-        let taps = self.kernel[0] * self.kernel[1];
-        match *self.weights {
-            Weights::Depthwise(_) => DEPTHWISE_WORK * width * outputs * taps,
-            _ => width * outputs * taps * inputs / self.conv.group,
-        }
+    /// The same convolution of NCHW images, where that is as fast.
+    pub fn of_planes(&self) -> Option<QConv> {
+        let few = self.channels[0] < FEW_CHANNELS && self.kernel != [1, 1];
+        (few && !self.is_depthwise()).then(|| QConv { planar: true, ..self.clone() })
+    }
+
+    /// Whether each channel has a filter of its own.
+    pub fn is_depthwise(&self) -> bool {
+        matches!(*self.weights, Weights::Depthwise(_))
     }
 
     fn window(&self, shape: &[usize]) -> Result<Window> {
-        let &[_, h, w, channels] = shape else {
-            return Err(invalid!("expected NHWC codes, found {shape:?}"));
+        let (channels, size) = match *shape {
+            [_, channels, h, w] if self.planar => (channels, [h, w]),
+            [_, h, w, channels] => (channels, [h, w]),
+            _ => return Err(invalid!("expected a batch of images, found {shape:?}")),
         };
         if channels != self.channels[0] {
             return Err(invalid!("expected {} channels, found {channels}", self.channels[0]));
         }
-        window(&self.conv.window, &self.kernel, [h, w], channels, false)
-    }
-
-    fn image_rows(
-        &self,
-        window: &Window,
-        image: &[u8],
-        first: usize,
-        rows: Rows,
-        matrices: &[PackedWeights],
-    ) {
-        let kernels = Kernels::best();
-        let [inputs, outputs] = self.channels;
-        let (pixels, width) = (rows.len() / outputs, window.output[1]);
-        let pointwise =
-            window.kernel == [1, 1] && window.stride == [1, 1] && window.pad == [0, 0] && matrices.len() == 1;
-        if pointwise {
-            let a = &image[first * inputs..];
-            kernels.gemm(a, inputs, pixels, &matrices[0], self.epilogue.output(rows, 0, outputs, outputs));
-            return;
-        }
-        let offsets = window.offsets(first / width..(first + pixels) / width);
-        let share = outputs / matrices.len();
-        let depth = inputs / matrices.len();
-        let padding = vec![self.input_zero; depth];
-        let mut rows = rows;
-        for (g, weights) in matrices.iter().enumerate() {
-            let out = match &mut rows {
-                Rows::U8(x) => Rows::U8(x),
-                Rows::F32(x) => Rows::F32(x),
-            };
-            let output = self.epilogue.output(out, g * share, share, outputs);
-            kernels.gemm_gathered(&image[g * depth..], &offsets, &padding, weights, output);
-        }
-    }
-}
-
-impl QConv {
-    fn column_rows(&self, window: &Window, image: &[u8], first: usize, rows: Rows, weights: &PackedWeights) {
-        let (width, depth, outputs) = (window.output[1], weights.depth(), self.channels[1]);
-        let pixels = rows.len() / outputs;
-        let mut columns = vec![0; pixels * depth];
-        window.im2col(image, self.input_zero, first..first + pixels / width, &mut columns);
-        let output = self.epilogue.output(rows, 0, outputs, outputs);
-        Kernels::best().gemm(&columns, depth, pixels, weights, output);
-    }
-
-    fn depthwise_rows(&self, window: &Window, image: &[u8], first: usize, rows: Rows, weights: &[i8]) {
-        let count = rows.len() / (window.output[1] * window.channels);
-        match (rows, &self.epilogue.codes) {
-            (Rows::U8(out), Some(target)) => {
-                let requant = target.requant(&self.epilogue.bias);
-                let params = Depthwise { window: *window, weights, x_zero: self.input_zero, requant };
-                Kernels::best().depthwise(image, &params, first..first + count, out);
-            }
-            (Rows::F32(out), _) => {
-                let offsets = window.offsets(first..first + count);
-                for (taps, out) in offsets.chunks(window.taps()).zip(out.chunks_mut(window.channels)) {
-                    for (c, y) in out.iter_mut().enumerate() {
-                        let products = taps.iter().enumerate().map(|(t, &offset)| {
-                            let x = if offset == PADDING { self.input_zero } else { image[offset + c] };
-                            i32::from(x) * i32::from(weights[t * window.channels + c])
-                        });
-                        *y = (products.sum::<i32>() + self.epilogue.bias[c]) as f32 * self.epilogue.scale[c];
-                    }
-                }
-            }
-            (Rows::U8(_), None) => unreachable!("codes are written only where there is a target"),
-        }
+        window(&self.conv.window, &self.kernel, size, channels, false)
     }
 }
 
@@ -193,32 +133,57 @@ impl Op for QConv {
         "lowbit"
     }
     fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        let [n, h, w, _] = &x[0].shape[..] else {
-            return Err(invalid!("expected NHWC codes, found {}", x[0]));
+        let (n, size) = match &x[0].shape[..] {
+            [n, _, h, w] if self.planar => (n, [h.clone(), w.clone()]),
+            [n, h, w, _] => (n, [h.clone(), w.clone()]),
+            _ => return Err(invalid!("expected a batch of images, found {}", x[0])),
         };
-        let spatial = self.conv.window.dims(&self.kernel, &[h.clone(), w.clone()], false)?;
+        let spatial = self.conv.window.dims(&self.kernel, &size, false)?;
         fact(self.epilogue.dtype(), nhwc(n, spatial, self.channels[1]))
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let shape = x[0].shape();
-        let window = self.window(shape)?;
-        let codes = x[0].slice::<u8>()?;
-        let [oh, ow] = window.output;
-        let outputs = self.channels[1];
-        let image_len = shape[1..].iter().product::<usize>();
-        let out_shape = [shape[0], oh, ow, outputs];
-        // Tasks are whole output rows of one image.
-        let rows_per_task = rows_of_a_task(self.row_work(ow), oh);
-        let y = self.epilogue.matrix(&out_shape, ow * outputs, rows_per_task, |row, rows| {
-            let (image, row) = (row / oh, row % oh);
-            let image = &codes[image * image_len..][..image_len];
-            match &*self.weights {
-                Weights::Matrices(matrices) => self.image_rows(&window, image, row * ow, rows, matrices),
-                Weights::Columns(weights) => self.column_rows(&window, image, row, rows, weights),
-                Weights::Depthwise(weights) => self.depthwise_rows(&window, image, row, rows, weights),
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        let window = self.window(x[0].shape)?;
+        let algorithm = match &*self.weights {
+            Weights::Depthwise(weights) => match &self.epilogue.codes {
+                Some(target) => {
+                    let requant = target.requant(&self.epilogue.bias, 0..window.channels);
+                    let packed = PackedDepthwise::new(weights, &window, self.input_zero, &requant);
+                    Algorithm::Depthwise(packed)
+                }
+                None => Algorithm::DepthwiseToF32,
+            },
+            Weights::Matrices { matrices, by_rows } => {
+                let plain = (window.kernel, window.stride, window.pad) == ([1, 1], [1, 1], [0, 0]);
+                let filled = matrices.first().map_or(0, PackedWeights::depth);
+                let channels = self.channels[0];
+                if plain && matrices.len() == 1 && filled == channels {
+                    Algorithm::Pointwise
+                } else {
+                    // Pixels that a window spans, with those that its last run reads beyond its own.
+                    let share = channels / matrices.len();
+                    let reach = |bytes: usize| bytes.div_ceil(channels.max(1));
+                    let (run, columns) = match by_rows {
+                        true => (self.kernel[1] * channels, reach(filled)),
+                        false => {
+                            let last = (self.kernel[1].max(1) - 1) * window.dilation[1];
+                            (share, last + reach(channels - share + filled))
+                        }
+                    };
+                    let inside = window.pad == [0, 0] && !self.planar && filled == run;
+                    let border = (!inside).then(|| bordered(&window, self.planar, columns));
+                    let size = border.map_or(window.input, |b| b.size);
+                    let kernel = if *by_rows { [self.kernel[0], 1] } else { self.kernel };
+                    let inside = Window { input: size, kernel, pad: [0, 0], ..window };
+                    let windows = Windows::new(&inside, x[0].shape[0])
+                        .ok_or_else(|| invalid!("images of {:?} pixels are too large", window.input))?;
+                    Algorithm::Gathered { border, windows }
+                }
             }
-        })?;
-        Ok(vec![y])
+        };
+        Prepared::routine(Convolution { op: self.clone(), batch: x[0].shape[0], window, algorithm })
     }
     fn attributes(&self) -> Attributes {
         vec![("group", Attribute::Int(self.conv.group as i64))]
@@ -226,5 +191,167 @@ impl Op for QConv {
     fn macs(&self, _: &[&Fact], y: &[&Fact]) -> u64 {
         let [inputs, _] = self.channels;
         y[0].elements() * (self.kernel[0] * self.kernel[1] * inputs / self.conv.group) as u64
+    }
+}
+
+/// The border that makes all windows lie inside, `columns` pixels wide.
+fn bordered(window: &Window, planar: bool, columns: usize) -> Bordered {
+    let needed = |axis: usize, span: usize| {
+        let read = window.output[axis].saturating_sub(1) * window.stride[axis] + span;
+        read.max(window.pad[axis] + window.input[axis])
+    };
+    let rows = (window.kernel[0].max(1) - 1) * window.dilation[0] + 1;
+    Bordered {
+        planar,
+        input: window.input,
+        channels: window.channels,
+        pad: window.pad,
+        size: [needed(0, rows), needed(1, columns)],
+    }
+}
+
+/// A [`QConv`] of known size.
+#[derive(Debug)]
+struct Convolution {
+    op: QConv,
+    batch: usize,
+    window: Window,
+    algorithm: Algorithm,
+}
+
+#[derive(Debug)]
+enum Algorithm {
+    /// A plain product of all pixels.
+    Pointwise,
+    /// A product of windows, read where they lie, in the image or in a copy of it
+    /// with a border.
+    Gathered { border: Option<Bordered>, windows: Windows },
+    /// Channel by channel.
+    Depthwise(PackedDepthwise),
+    /// Channel by channel, by the definition.
+    DepthwiseToF32,
+}
+
+impl Convolution {
+    /// Bytes of one input image.
+    fn image(&self) -> usize {
+        self.window.input[0] * self.window.input[1] * self.op.channels[0]
+    }
+
+    /// The images with a border, in `scratch`.
+    fn bordered<'a>(&self, x: &[u8], border: &Bordered, scratch: &'a mut [u8]) -> &'a [u8] {
+        let copies = &mut scratch[..self.batch * border.len()];
+        parallel::chunks(copies, border.len(), |i, copy| {
+            let image = &x[i * self.image()..][..self.image()];
+            Kernels::best().border(image, border, self.op.input_zero, copy);
+        });
+        copies
+    }
+
+    /// Calls `f(image, first row, rows)` for tasks of whole output rows of one image.
+    fn each_rows<T: Send>(&self, x: &[u8], y: &mut [T], f: impl Fn(&[u8], usize, &mut [T]) + Sync) {
+        let [oh, ow] = self.window.output;
+        let row = ow * self.window.channels;
+        let rows = parallel::rows_of_a_task(DEPTHWISE_TASK, row * self.window.taps(), oh);
+        parallel::chunks(y, rows * row, |task, y| {
+            let (i, first) = (task * rows / oh, task * rows % oh);
+            f(&x[i * self.image()..][..self.image()], first, y);
+        });
+    }
+
+    /// What a depthwise convolution gives at one output pixel and channel, in f32.
+    fn depthwise_value(&self, image: &[u8], weights: &[i8], [oy, ox]: [usize; 2], c: usize) -> f32 {
+        let window = &self.window;
+        let products = (0..window.taps()).map(|t| {
+            let iy = window.position(0, oy, t / window.kernel[1]);
+            let ix = window.position(1, ox, t % window.kernel[1]);
+            let x = match iy.zip(ix) {
+                Some((y, x)) => image[(y * window.input[1] + x) * window.channels + c],
+                None => self.op.input_zero,
+            };
+            i32::from(x) * i32::from(weights[t * window.channels + c])
+        });
+        let Epilogue { bias, scale, .. } = &self.op.epilogue;
+        products.sum::<i32>().wrapping_add(bias[c]) as f32 * scale[c]
+    }
+}
+
+impl Routine for Convolution {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, scratch: &mut [u8]) -> Result<()> {
+        let (op, codes) = (&self.op, x[0].u8()?);
+        let [inputs, outputs] = op.channels;
+        let [oh, ow] = self.window.output;
+        let pixels = self.batch * oh * ow;
+        match (&self.algorithm, &*op.weights) {
+            (Algorithm::Depthwise(packed), _) => {
+                self.each_rows(codes, y.u8()?, |image, first, y| {
+                    let rows = first..first + y.len() / (ow * outputs);
+                    Kernels::best().depthwise(image, packed, rows, y);
+                });
+                return Ok(());
+            }
+            (Algorithm::DepthwiseToF32, Weights::Depthwise(weights)) => {
+                self.each_rows(codes, y.f32()?, |image, first, y| {
+                    for (i, y) in y.iter_mut().enumerate() {
+                        let (pixel, c) = (i / outputs, i % outputs);
+                        let at = [first + pixel / ow, pixel % ow];
+                        *y = self.depthwise_value(image, weights, at, c);
+                    }
+                });
+                return Ok(());
+            }
+            _ => {}
+        }
+        let added = added(&op.epilogue, x, outputs)?;
+        let out = Out::new(y, pixels, outputs)?;
+        let Weights::Matrices { matrices, .. } = &*op.weights else {
+            return Err(invalid!("a convolution was prepared for other weights"));
+        };
+        let (a, windows) = match &self.algorithm {
+            Algorithm::Gathered { border: Some(border), windows } => {
+                (self.bordered(codes, border, scratch), Some(windows))
+            }
+            Algorithm::Gathered { border: None, windows } => (codes, Some(windows)),
+            _ => (codes, None),
+        };
+        let share = inputs / matrices.len();
+        let mut rest = out;
+        for (g, weights) in matrices.iter().enumerate() {
+            let first_column = g * weights.columns();
+            let (out, others) = rest.split_columns(weights.columns());
+            rest = others;
+            Product {
+                rows: match windows {
+                    Some(windows) => Rows::gathered(&a[g * share..], windows, weights.depth()),
+                    None => Rows::strided(a, inputs, pixels, inputs),
+                },
+                weights,
+                panels: 0..weights.panels(),
+                epilogue: &op.epilogue,
+                first_column,
+                added: added.map(|(b, pitch)| (&b[first_column..], pitch)),
+                out,
+            }
+            .run();
+        }
+        Ok(())
+    }
+    fn scratch(&self) -> usize {
+        match &self.algorithm {
+            Algorithm::Gathered { border: Some(border), .. } => self.batch * border.len(),
+            _ => 0,
+        }
+    }
+    fn strided(&self) -> bool {
+        !matches!(self.algorithm, Algorithm::Depthwise(_) | Algorithm::DepthwiseToF32)
+    }
+    fn algorithm(&self) -> &'static str {
+        match self.algorithm {
+            Algorithm::Pointwise => "gemm",
+            Algorithm::Gathered { border: None, .. } => "indirect gemm",
+            Algorithm::Gathered { border: Some(_), .. } => "bordered gemm",
+            Algorithm::Depthwise(_) => "depthwise",
+            Algorithm::DepthwiseToF32 => "reference",
+        }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use lowbit_kernels::{Kernels, PackedWeights};
+use lowbit_kernels::{PackedWeights, Rows};
 
-use super::{Epilogue, fact, rows_of_a_task};
+use super::fact;
+use super::product::{Epilogue, Out, Product, added};
 use crate::error::{Result, invalid};
-use crate::op::{Dim, Fact, Op};
+use crate::op::{Dim, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::tensor::Tensor;
 
 /// `acc[.., n] = sum_k (x[.., k] - z_x) w[n][k]` in i32, then the [`Epilogue`].
@@ -50,22 +51,49 @@ impl Op for QLinear {
         fact(self.epilogue.dtype(), shape)
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let (depth, columns) = (self.weights.depth(), self.weights.columns());
-        let mut shape = x[0].shape().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == depth => *last = columns,
-            _ => return Err(invalid!("expected rows of {depth} codes, found {shape:?}")),
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        let depth = self.weights.depth();
+        match x[0].shape.split_last() {
+            Some((&last, rows)) if last == depth => {
+                Prepared::routine(Linear { op: self.clone(), rows: rows.iter().product() })
+            }
+            _ => Err(invalid!("expected rows of {depth} codes, found {:?}", x[0].shape)),
         }
-        let codes = x[0].slice::<u8>()?;
-        let rows_per_task = rows_of_a_task(depth * columns, codes.len() / depth.max(1));
-        let y = self.epilogue.matrix(&shape, columns, rows_per_task, |row, rows| {
-            let count = rows.len() / columns.max(1);
-            let output = self.epilogue.output(rows, 0, columns, columns);
-            Kernels::best().gemm(&codes[row * depth..], depth, count, &self.weights, output);
-        })?;
-        Ok(vec![y])
     }
     fn macs(&self, _: &[&Fact], y: &[&Fact]) -> u64 {
         y[0].elements() * self.weights.depth() as u64
+    }
+}
+
+/// A [`QLinear`] of known size.
+#[derive(Debug)]
+struct Linear {
+    op: QLinear,
+    rows: usize,
+}
+
+impl Routine for Linear {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        let QLinear { weights, epilogue } = &self.op;
+        let (depth, columns) = (weights.depth(), weights.columns());
+        Product {
+            rows: Rows::strided(x[0].u8()?, depth, self.rows, depth),
+            weights,
+            panels: 0..weights.panels(),
+            epilogue,
+            first_column: 0,
+            added: added(epilogue, x, columns)?,
+            out: Out::new(y, self.rows, columns)?,
+        }
+        .run();
+        Ok(())
+    }
+    fn strided(&self) -> bool {
+        true
+    }
+    fn algorithm(&self) -> &'static str {
+        "gemm"
     }
 }

@@ -1,17 +1,17 @@
 //! Pooling of NHWC codes.
 
-use lowbit_kernels::{Kernels, PADDING, UniformRequant, Window};
-use rayon::prelude::*;
+use lowbit_kernels::{Average, Kernels, Taps, Window};
 
 use super::{fact, nhwc, window};
 use crate::error::{Result, invalid};
-use crate::op::{Fact, Op};
+use crate::op::{Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::ops::window::Window as Geometry;
+use crate::parallel;
 use crate::session::codes::Codes;
-use crate::tensor::{DType, Tensor, element_count};
+use crate::tensor::{DType, Tensor};
 
 /// Codes read that are worth a task of their own.
-const TASK: usize = 1 << 18;
+const TASK: usize = 1 << 17;
 
 /// The windows of a pooling operator.
 #[derive(Clone, Debug)]
@@ -52,19 +52,12 @@ impl Windows {
         }
     }
 
-    /// Computes each output row with `f(window, image, index of the row, row)`.
-    fn pool(&self, x: &Tensor, f: impl Fn(&Window, &[u8], usize, &mut [u8]) + Sync) -> Result<Vec<Tensor>> {
-        let window = self.resolve(x.shape())?;
-        let [oh, ow] = window.output;
-        let shape = [x.shape()[0], oh, ow, window.channels];
-        let mut out = vec![0u8; element_count(&shape)?];
-        let (codes, row) = (x.slice::<u8>()?, (ow * window.channels).max(1));
-        let image_len: usize = x.shape()[1..].iter().product();
-        let least = (TASK / (row * window.taps()).max(1)).max(1);
-        out.par_chunks_mut(row).with_min_len(least).enumerate().for_each(|(i, out)| {
-            f(&window, &codes[i / oh * image_len..][..image_len], i % oh, out);
-        });
-        Ok(vec![Tensor::new(&shape, out)?])
+    /// A pool at the size of `x`.
+    fn prepared(&self, kind: Kind, x: &Operand<'_>) -> Result<Prepared> {
+        let window = self.resolve(x.shape)?;
+        let taps = Taps::new(&window)
+            .ok_or_else(|| invalid!("an image of {:?} pixels is too large", window.input))?;
+        Prepared::routine(Pooling { kind, window, taps })
     }
 }
 
@@ -86,20 +79,10 @@ impl Op for QMaxPool {
         self.windows.fact(x[0])
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let maximum = |x: &[u8], out: &mut [u8]| Kernels::best().maximum(x, out);
-        self.windows.pool(x[0], |window, image, oy, out| {
-            let (pitch, channels) = (window.input[1] * window.channels, window.channels);
-            // Down the columns first, whole rows at a time.
-            let mut greatest = vec![0u8; pitch];
-            for y in (0..window.kernel[0]).filter_map(|k| window.position(0, oy, k)) {
-                maximum(&image[y * pitch..][..pitch], &mut greatest);
-            }
-            for (ox, out) in out.chunks_mut(channels.max(1)).enumerate() {
-                for x in (0..window.kernel[1]).filter_map(|k| window.position(1, ox, k)) {
-                    maximum(&greatest[x * channels..][..channels], out);
-                }
-            }
-        })
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        self.windows.prepared(Kind::Greatest, &x[0])
     }
 }
 
@@ -132,27 +115,55 @@ impl Op for QAveragePool {
         self.windows.fact(x[0])
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        self.windows.pool(x[0], |window, image, oy, out| {
-            let mut sums = vec![0i32; window.channels];
-            let offsets = window.offsets(oy..oy + 1);
-            let pixels = out.chunks_mut(window.channels).zip(offsets.chunks(window.taps()));
-            for (out, taps) in pixels {
-                sums.fill(0);
-                let mut inside = 0;
-                for &offset in taps.iter().filter(|&&o| o != PADDING) {
-                    Kernels::best().accumulate(&image[offset..][..window.channels], &mut sums);
-                    inside += 1;
-                }
-                let count = if self.count_include_pad { taps.len() } else { inside };
-                let requant = UniformRequant {
-                    bias: -(inside as i32 * self.input.zero),
-                    multiplier: self.input.scale / (count as f32 * self.output.scale),
-                    zero: self.output.zero,
-                    lo: self.lo,
-                    hi: self.hi,
-                };
-                Kernels::best().requantize(&sums, &requant, out);
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        let average = Average {
+            x_zero: self.input.zero as u8,
+            x_scale: self.input.scale,
+            scale: self.output.scale,
+            zero: self.output.zero,
+            lo: self.lo,
+            hi: self.hi,
+            padding_counts: self.count_include_pad,
+        };
+        self.windows.prepared(Kind::Mean(average), &x[0])
+    }
+}
+
+/// A pool of known size.
+#[derive(Debug)]
+struct Pooling {
+    kind: Kind,
+    window: Window,
+    taps: Taps,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Greatest,
+    Mean(Average),
+}
+
+impl Routine for Pooling {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        let Window { input: [height, width], channels, .. } = self.window;
+        let (x, image) = (x[0].u8()?, height * width * channels);
+        // Tasks are whole output rows of one image.
+        let [oh, ow] = self.window.output;
+        let rows = parallel::rows_of_a_task(TASK, ow * self.window.taps() * channels, oh);
+        parallel::chunks(y.u8()?, rows * ow * channels, |task, out| {
+            let (i, first) = (task * rows / oh, task * rows % oh * ow);
+            let image = &x[i * image..][..image];
+            let pixels = first..first + rows * ow;
+            match &self.kind {
+                Kind::Greatest => Kernels::best().max_pool(image, &self.taps, channels, pixels, out),
+                Kind::Mean(p) => Kernels::best().average_pool(image, &self.taps, channels, p, pixels, out),
             }
-        })
+        });
+        Ok(())
+    }
+    fn algorithm(&self) -> &'static str {
+        "direct"
     }
 }

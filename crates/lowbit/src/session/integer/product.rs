@@ -1,0 +1,237 @@
+//! Matrix products on codes, spread over threads.
+
+use std::ops::Range;
+
+use lowbit_kernels::{Grid, Kernels, Output, PackedWeights, Requant, Residual, Rows};
+
+use crate::error::{Result, invalid};
+use crate::op::{DataMut, View, ViewMut};
+use crate::session::codes::Codes;
+use crate::tensor::DType;
+
+/// Multiply-accumulates that are worth a task of their own: some microseconds.
+const TASK: usize = 1 << 20;
+
+/// What becomes of an accumulator: `acc + bias` at scale `s_x s_w[c]`.
+#[derive(Clone, Debug)]
+pub struct Epilogue {
+    /// Bias less `z_x sum(w[c])`, one per output channel.
+    pub bias: Vec<i32>,
+    /// `s_x s_w[c]`.
+    pub scale: Vec<f32>,
+    /// The codes of the output, or none for f32.
+    pub codes: Option<Target>,
+}
+
+/// Codes of an output, restricted by the activation function folded in.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Scale and zero point.
+    pub codes: Codes,
+    /// Least code.
+    pub lo: u8,
+    /// Greatest code.
+    pub hi: u8,
+    /// `s_x s_w[c] / s_y` (docs/quantization.md, equation 6).
+    multiplier: Vec<f32>,
+    /// What is added to the codes.
+    pub sum: Option<Sum>,
+}
+
+/// A second operand that is added to the codes of a product, and the codes of
+/// the sum (docs/quantization.md, equation 7).
+#[derive(Clone, Copy, Debug)]
+pub struct Sum {
+    /// Codes of the operand.
+    pub operand: Codes,
+    /// Codes of the sum.
+    pub codes: Codes,
+    /// Least code of the sum.
+    pub lo: u8,
+    /// Greatest code of the sum.
+    pub hi: u8,
+}
+
+impl Target {
+    /// The kernels' form for the channels `columns`.
+    pub fn requant<'a>(&'a self, bias: &'a [i32], columns: Range<usize>) -> Requant<'a> {
+        Requant {
+            bias: &bias[columns.clone()],
+            multiplier: &self.multiplier[columns],
+            zero: self.codes.zero,
+            lo: self.lo,
+            hi: self.hi,
+        }
+    }
+}
+
+impl Epilogue {
+    /// The same accumulators requantized.
+    pub fn requantized(&self, codes: Codes, lo: u8, hi: u8) -> Epilogue {
+        // A multiplier beyond f32 saturates any sum but 0, as f32's greatest does.
+        let multiplier = self.scale.iter().map(|s| (s / codes.scale).min(f32::MAX)).collect();
+        Epilogue { codes: Some(Target { codes, lo, hi, multiplier, sum: None }), ..self.clone() }
+    }
+
+    /// The same codes added to a second operand, unless something is added already.
+    pub fn added(&self, sum: Sum) -> Option<Epilogue> {
+        let target = self.codes.clone().filter(|t| t.sum.is_none())?;
+        Some(Epilogue { codes: Some(Target { sum: Some(sum), ..target }), ..self.clone() })
+    }
+
+    /// Element type of the output.
+    pub fn dtype(&self) -> DType {
+        if self.codes.is_some() { DType::U8 } else { DType::F32 }
+    }
+}
+
+/// A product's left rows, weights and output, or a part of them.
+pub struct Product<'a> {
+    /// The left matrix.
+    pub rows: Rows<'a>,
+    /// The right one.
+    pub weights: &'a PackedWeights,
+    /// Its panels of columns.
+    pub panels: Range<usize>,
+    /// What becomes of accumulators.
+    pub epilogue: &'a Epilogue,
+    /// The epilogue's parameters of the weights' first column.
+    pub first_column: usize,
+    /// The second operand, from the output's first element, and the distance of
+    /// its rows.
+    pub added: Option<(&'a [u8], usize)>,
+    /// Where the result goes.
+    pub out: Out<'a>,
+}
+
+/// The output of a product.
+pub enum Out<'a> {
+    /// Codes.
+    U8(Grid<'a, u8>),
+    /// Values.
+    F32(Grid<'a, f32>),
+}
+
+impl<'a> Out<'a> {
+    /// `rows` x `columns` elements of a result.
+    ///
+    /// # Errors
+    /// If it is neither u8 nor f32.
+    pub fn new(y: ViewMut<'a>, rows: usize, columns: usize) -> Result<Out<'a>> {
+        match y.data {
+            DataMut::U8(data) => Ok(Out::U8(Grid::new(data, rows, columns, y.pitch))),
+            DataMut::F32(data) => Ok(Out::F32(Grid::new(data, rows, columns, y.pitch))),
+            DataMut::I8(_) => Err(invalid!("the result of a product is not i8")),
+        }
+    }
+
+    /// The first `at` rows, and the others.
+    pub fn split_rows(self, at: usize) -> (Out<'a>, Out<'a>) {
+        match self {
+            Out::U8(g) => map(g.split_rows(at), Out::U8),
+            Out::F32(g) => map(g.split_rows(at), Out::F32),
+        }
+    }
+
+    /// The first `at` columns, and the others.
+    pub fn split_columns(self, at: usize) -> (Out<'a>, Out<'a>) {
+        match self {
+            Out::U8(g) => map(g.split_columns(at), Out::U8),
+            Out::F32(g) => map(g.split_columns(at), Out::F32),
+        }
+    }
+}
+
+fn map<T, U>((a, b): (T, T), f: impl Fn(T) -> U) -> (U, U) {
+    (f(a), f(b))
+}
+
+/// The second operand of a product whose epilogue adds one.
+///
+/// # Errors
+/// If it is not u8.
+pub fn added<'a>(epilogue: &Epilogue, x: &[View<'a>], pitch: usize) -> Result<Option<(&'a [u8], usize)>> {
+    match (&epilogue.codes, x) {
+        (Some(Target { sum: Some(_), .. }), [_, b]) => Ok(Some((b.u8()?, pitch))),
+        _ => Ok(None),
+    }
+}
+
+impl Product<'_> {
+    /// Multiplies, in tasks for the threads of the current pool.
+    pub fn run(self) {
+        let threads = rayon::current_num_threads();
+        let work = self.work();
+        let task = if threads == 1 { usize::MAX } else { TASK.max(work / (4 * threads)) };
+        self.spread(task);
+    }
+
+    fn work(&self) -> usize {
+        let columns = self.weights.columns_of(self.panels.clone()).len();
+        self.rows.count() * columns * self.weights.depth() * self.weights.taps()
+    }
+
+    fn spread(self, task: usize) {
+        let together = Kernels::best().rows_together();
+        let (tiles, panels) = (self.rows.count() / together, self.panels.len());
+        if self.work() <= task || tiles.max(panels) < 2 {
+            return self.multiply();
+        }
+        let (first, second) = if tiles >= 2 * panels || panels < 2 {
+            self.split_rows(tiles / 2 * together)
+        } else {
+            self.split_panels()
+        };
+        rayon::join(|| first.spread(task), || second.spread(task));
+    }
+
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        let Product { rows, added, out, ref panels, .. } = self;
+        let (above, below) = out.split_rows(at);
+        let part = |range, added, out| Product {
+            rows: rows.range(range),
+            panels: panels.clone(),
+            added,
+            out,
+            ..self
+        };
+        let first = part(0..at, added, above);
+        (first, part(at..rows.count(), added.map(|(b, pitch)| (&b[at * pitch..], pitch)), below))
+    }
+
+    fn split_panels(self) -> (Self, Self) {
+        let Product { ref rows, added, out, panels: Range { start, end }, weights, .. } = self;
+        let middle = start.midpoint(end);
+        let at = weights.columns_of(start..middle).len();
+        let (left, right) = out.split_columns(at);
+        let part = |panels, added, out| Product { rows: rows.clone(), panels, added, out, ..self };
+        let first = part(start..middle, added, left);
+        (first, part(middle..end, added.map(|(b, pitch)| (&b[at..], pitch)), right))
+    }
+
+    fn multiply(self) {
+        let columns = self.weights.columns_of(self.panels.clone());
+        let columns = columns.start + self.first_column..columns.end + self.first_column;
+        let Epilogue { bias, scale, codes } = self.epilogue;
+        let output = match (self.out, codes) {
+            (Out::U8(out), Some(target)) => {
+                let residual = target.sum.zip(self.added).map(|(sum, (codes, stride))| Residual {
+                    codes,
+                    stride,
+                    a_ratio: target.codes.scale / sum.codes.scale,
+                    zero: sum.operand.zero as u8,
+                    ratio: sum.operand.scale / sum.codes.scale,
+                    y_zero: sum.codes.zero,
+                    lo: sum.lo,
+                    hi: sum.hi,
+                });
+                Output::U8 { requant: target.requant(bias, columns), residual, out }
+            }
+            (Out::F32(out), _) => {
+                Output::F32 { bias: &bias[columns.clone()], multiplier: &scale[columns], out }
+            }
+            (Out::U8(_), None) => unreachable!("codes are written only where there is a target"),
+        };
+        Kernels::best().gemm(&self.rows, self.weights, self.panels, output);
+    }
+}
