@@ -13,6 +13,7 @@ use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
+use lowbit::passes::equalize;
 use lowbit::qconfig::{Per, QConfigMapping, Target, preset};
 use lowbit::quantize::{Finding, Role, fuse, prepare};
 use lowbit::session::{Report, Session};
@@ -61,11 +62,15 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "default", conflicts_with = "config")]
     preset: String,
     /// Rules for each node, in TOML.
-    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor"])]
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize"])]
     config: Option<PathBuf>,
     /// One scale for each weight, in place of one for each of its output channels.
     #[arg(long)]
     per_tensor: bool,
+    /// How much the channels of a value are made alike in range, by moving factors into the
+    /// weights around it: 0, not at all, to 1, completely; by default what the preset says.
+    #[arg(long, value_name = "STRENGTH")]
+    equalize: Option<f32>,
     /// Keep nodes whose name, or whose output's name, matches in float. May be repeated.
     #[arg(long, value_name = "GLOB")]
     skip: Vec<String>,
@@ -124,6 +129,9 @@ impl Args {
                 if let Some(observer) = self.calibrator {
                     q.activation.observer = observer;
                 }
+                if let Some(strength) = self.equalize {
+                    q.activation.equalize = strength;
+                }
                 if self.per_tensor {
                     q.weight.per = Per::Tensor;
                 }
@@ -148,7 +156,7 @@ pub struct Quantized {
     pub findings: Vec<Finding>,
 }
 
-/// Fuses, prepares, calibrates on all of `data` and converts.
+/// Fuses, equalizes, prepares, calibrates on all of `data` and converts.
 pub fn quantize(
     float: &Graph,
     mapping: &QConfigMapping,
@@ -156,8 +164,11 @@ pub fn quantize(
     batch: usize,
 ) -> lowbit::Result<Quantized> {
     let fused = fuse(float)?;
-    let mut prepared = prepare(&fused, mapping)?;
     let batch = batch_size(&fused, batch);
+    let progress = Progress::new("equalizing", data.len().div_ceil(batch));
+    let fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
+    drop(progress);
+    let mut prepared = prepare(&fused, mapping)?;
     let progress = Progress::new("calibrating", data.len().div_ceil(batch));
     prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
     let points = |role| prepared.points().iter().filter(|p| p.role == role).count();

@@ -7,6 +7,7 @@
 //! use lowbit::data::{Dataset, Preprocess};
 //! use lowbit::graph::Value;
 //! use lowbit::qconfig::{QConfigMapping, preset};
+//! use lowbit::passes::equalize;
 //! use lowbit::quantize::{fuse, prepare};
 //! use lowbit::{Result, Tensor, onnx, session::Session};
 //!
@@ -22,7 +23,8 @@
 //! };
 //!
 //! let mapping = QConfigMapping::global(preset("default")?);
-//! let mut prepared = prepare(&fuse(&float)?, &mapping)?;
+//! let fused = equalize(&fuse(&float)?, &mapping, batches(), &|_batches| Ok(()))?;
+//! let mut prepared = prepare(&fused, &mapping)?;
 //! prepared.calibrate(batches(), &|_batches| Ok(()))?;
 //! let quantized = prepared.convert()?.graph;
 //! onnx::save(&quantized, &out)?;
@@ -42,6 +44,7 @@
 //! - [`op`], [`ops`], [`graph`], [`onnx`]: operators, graphs of them, and files.
 //! - [`qconfig`], [`quantize`]: which node is quantized how, and the stages
 //!   fuse, prepare, calibrate, convert.
+//! - [`passes`]: what readies a float graph for quantization.
 //! - [`session`]: the int8 engine.
 //! - [`data`], [`analysis`]: samples from files; accuracy, errors and times.
 #![forbid(unsafe_code)]
@@ -66,6 +69,8 @@ pub mod onnx;
 
 pub mod qconfig;
 pub mod quantize;
+
+pub mod passes;
 
 pub mod session;
 

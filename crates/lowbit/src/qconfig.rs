@@ -48,6 +48,15 @@ pub struct Spec {
     /// takes from the mean output, on the calibration data.
     #[serde(default, rename = "correct-bias", skip_serializing_if = "std::ops::Not::not")]
     pub correct_bias: bool,
+    /// For activations: how much the channels of the values read are made alike
+    /// in range before quantization ([`crate::passes::equalize`]), from 0, not
+    /// at all, to 1, completely.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub equalize: f32,
+}
+
+fn is_zero(x: &f32) -> bool {
+    *x == 0.0
 }
 
 fn min_max() -> ObserverConfig {
@@ -64,6 +73,7 @@ impl Spec {
             codes: None,
             observer: ObserverConfig::MinMax,
             correct_bias: false,
+            equalize: 0.0,
         }
     }
 
@@ -80,6 +90,11 @@ impl Spec {
     /// The same spec for weights whose bias makes up for their mean error.
     pub fn correcting_bias(self) -> Spec {
         Spec { correct_bias: true, ..self }
+    }
+
+    /// The same spec for activations whose channels are equalized this much.
+    pub fn equalizing(self, strength: f32) -> Spec {
+        Spec { equalize: strength, ..self }
     }
 
     /// The scheme for a tensor whose channels lie along `axis`; per tensor
@@ -274,6 +289,15 @@ impl Rule {
             return Err(invalid!(
                 "activations have one scale for the whole tensor; per = \"channel\" is for weights"
             ));
+        }
+        if !(0.0..=1.0).contains(&q.activation.equalize) {
+            return Err(invalid!(
+                "equalize = {}: choose 0, not at all, to 1, completely",
+                q.activation.equalize
+            ));
+        }
+        if q.weight.equalize != 0.0 {
+            return Err(invalid!("equalize is for activations: weights follow them"));
         }
         if self.target.is_one_kind() && op.quant() == Quant::Float {
             return Err(Error::unsupported(

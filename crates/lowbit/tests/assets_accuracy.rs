@@ -11,6 +11,7 @@ use std::path::Path;
 use lowbit::data::Dataset;
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
+use lowbit::passes::equalize;
 use lowbit::qconfig::{QConfigMapping, Spec, preset};
 use lowbit::quantize::{Prepared, fuse, prepare};
 use lowbit::session::Session;
@@ -50,9 +51,11 @@ fn agree(a: &[f32], b: &[f32]) -> bool {
 }
 
 fn calibrated(assets: &Path, classifier: &Classifier, mapping: &QConfigMapping) -> Result<Prepared> {
-    let mut prepared = prepare(&fuse(&classifier.load(assets)?)?, mapping)?;
     let data = classifier.calibration(assets)?;
-    prepared.calibrate(data.batches(classifier.batch).map(inputs), &|_| Ok(()))?;
+    let batches = || data.batches(classifier.batch).map(inputs);
+    let equalized = equalize(&fuse(&classifier.load(assets)?)?, mapping, batches(), &|_| Ok(()))?;
+    let mut prepared = prepare(&equalized, mapping)?;
+    prepared.calibrate(batches(), &|_| Ok(()))?;
     Ok(prepared)
 }
 

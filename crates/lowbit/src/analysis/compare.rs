@@ -11,6 +11,7 @@ use crate::data::Batch;
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Kind, Var};
 use crate::ops::quantize::DequantizeLinear;
+use crate::passes::ChannelScales;
 use crate::tensor::{DType, Tensor};
 
 /// A value of less SQNR than this is [`Verdict::Broken`]: its error has a
@@ -133,6 +134,8 @@ impl Comparison {
 /// the counterpart of the float value `t` is the DequantizeLinear output
 /// `t_dq` of the quantized model, else its value `t`. Values of one
 /// model alone are left out; outputs are paired by name, else by position.
+/// Where the quantized model was equalized ([`ChannelScales`]), the channels of
+/// its values are scaled back first.
 ///
 /// Sums are of f64. The float values of one batch are held at a time: use
 /// small batches for large models. `progress` is called with the samples done,
@@ -165,7 +168,10 @@ pub fn compare(
         let in_quantized = |e: Error| e.at("the quantized model");
         let found = quantized.run_with(&inputs_of(quantized, &batch).map_err(in_quantized)?, |v, _, y| {
             let Some((i, x)) = kept.remove(&v) else { return Ok(()) };
-            values[i].add(&x, y).map_err(|e| e.at(&float.value(pairs.values[i]).name))
+            let scaled = pairs.scales[i].as_ref().map(|s| scaled_back(y, s)).transpose()?;
+            values[i]
+                .add(&x, scaled.as_ref().unwrap_or(y))
+                .map_err(|e| e.at(&float.value(pairs.values[i]).name))
         });
         let found = found.map_err(in_quantized)?;
         for ((i, j), sums) in pairs.outputs.iter().zip(&mut outputs) {
@@ -212,6 +218,8 @@ struct Pairs {
     values: Vec<Var>,
     /// Position in `values` and counterpart.
     by_float: HashMap<Var, (usize, Var)>,
+    /// By position in `values`: what the counterpart's channels are multiplied by.
+    scales: Vec<Option<Vec<f32>>>,
     /// Positions of outputs.
     outputs: Vec<(usize, usize)>,
 }
@@ -252,7 +260,9 @@ impl Pairs {
                 }
             }
         }
-        Ok(Pairs { values, by_float, outputs })
+        let equalized = ChannelScales::of(quantized)?;
+        let scales = values.iter().map(|v| equalized.get(&float.value(*v).name)).collect();
+        Ok(Pairs { values, by_float, scales, outputs })
     }
 
     /// Where the damage of each broken output starts.
@@ -297,6 +307,16 @@ impl Pairs {
             })
             .collect()
     }
+}
+
+/// `y` with channel `k` of axis 1 multiplied by `scales[k]`.
+fn scaled_back(y: &Tensor, scales: &[f32]) -> Result<Tensor> {
+    if y.shape().get(1) != Some(&scales.len()) {
+        return Err(invalid!("has shape {:?} and {} scales of equalized channels", y.shape(), scales.len()));
+    }
+    let inner: usize = y.shape()[2..].iter().product();
+    let values = y.to_f32()?.into_iter().enumerate();
+    Tensor::new(y.shape(), values.map(|(i, y)| y * scales[i / inner % scales.len()]).collect())
 }
 
 /// The power of the error over that of the value; a large number in place of

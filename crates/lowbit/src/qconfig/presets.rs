@@ -33,7 +33,9 @@ pub fn preset(name: &str) -> Result<QConfig> {
 /// fastest.
 fn default() -> QConfig {
     QConfig {
-        activation: Spec::new(Format::UINT8, Mapping::Affine).observed_by(ObserverConfig::Mse),
+        activation: Spec::new(Format::UINT8, Mapping::Affine)
+            .observed_by(ObserverConfig::Mse)
+            .equalizing(0.75),
         weight: Spec::new(Format::INT8_NARROW, Mapping::Symmetric)
             .per_channel()
             .observed_by(ObserverConfig::MinMax)

@@ -1,0 +1,143 @@
+//! Channels of alike range: what divides a channel where it is made and
+//! multiplies it where it is read changes nothing in float.
+
+mod channels;
+mod scales;
+
+pub use scales::ChannelScales;
+
+use self::channels::{Channels, input_channels};
+use crate::error::{Result, invalid};
+use crate::graph::{Builder, Graph, Kind, Node, Var};
+use crate::qconfig::QConfigMapping;
+use crate::tensor::Tensor;
+
+/// Makes the channels of quantized values alike in range (docs/quantization.md,
+/// equation 18), so that the one scale of an activation serves them all.
+///
+/// Channel `k` of a convolution's or Gemm's output is divided by `s_k` (its
+/// weights and its bias are), and the weights of all convolutions and Gemms
+/// that read it are multiplied by `s_k`:
+///
+/// `s_k = (r_k / max_j r_j)^a`, within 2^-6..1 and rounded to powers of
+/// 2^(1/8), where `r_k` is the greatest magnitude that the readers see in
+/// `batches` and `a` is the readers' [`crate::qconfig::Spec::equalize`].
+/// The float function stays the same, but for rounding.
+///
+/// Between maker and readers may stand what commutes with the division:
+/// Relu, LeakyRelu, pooling, Flatten, Reshape to a matrix, and Concat along the
+/// channels. Channels that anything else reads (Add, Clip, the caller), or
+/// whose maker has one scale for all its weights, stay as they are.
+///
+/// `graph` is a fused one; values keep their names, and the scales by which they
+/// now differ are kept in the metadata ([`ChannelScales`]). If no node asks for
+/// equalization, `batches` is not read.
+///
+/// # Errors
+/// If the graph is equalized already, a rule of `mapping` cannot be honoured,
+/// there is no batch or one does not fit the model, a value is not
+/// finite (the error names it), or `progress`, called with the number of
+/// batches seen, stops it.
+pub fn equalize(
+    graph: &Graph,
+    mapping: &QConfigMapping,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
+    progress: &dyn Fn(usize) -> Result<()>,
+) -> Result<Graph> {
+    if !ChannelScales::of(graph)?.is_empty() {
+        return Err(invalid!("the model is equalized already"));
+    }
+    let channels = Channels::new(graph, mapping)?;
+    if channels.read.is_empty() {
+        return Ok(graph.clone());
+    }
+    let ranges = observe(graph, &channels, batches, progress)?;
+    let exponents = channels.exponents(&ranges);
+    let mut equalized =
+        graph.rebuild(|b, v, node, inputs| rescaled(graph, &channels, &exponents, b, v, node, inputs))?;
+    let mut scales = ChannelScales::default();
+    for (v, ids) in &channels.of {
+        scales.insert(&graph.value(*v).name, ids.iter().map(|c| exponents[*c]).collect());
+    }
+    scales.store(&mut equalized)?;
+    Ok(equalized)
+}
+
+/// The greatest magnitude of each channel where it is read.
+fn observe(
+    graph: &Graph,
+    channels: &Channels,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
+    progress: &dyn Fn(usize) -> Result<()>,
+) -> Result<Vec<f32>> {
+    let mut ranges = vec![0f32; channels.count];
+    let mut seen = 0;
+    for batch in batches {
+        let at = |e: crate::Error| e.at(format!("calibration batch {seen}"));
+        graph
+            .run_with(&batch.map_err(at)?, |v, _, value| {
+                let Some(ids) = channels.read.contains(&v).then(|| &channels.of[&v]) else { return Ok(()) };
+                let inner: usize = value.shape()[2..].iter().product();
+                for (i, run) in value.slice::<f32>()?.chunks(inner.max(1)).enumerate() {
+                    // f32::max would drop NaN.
+                    let most = run.iter().fold(0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+                    if !most.is_finite() {
+                        return Err(invalid!("holds {most}").at(&graph.value(v).name));
+                    }
+                    let range = &mut ranges[ids[i % ids.len()]];
+                    *range = range.max(most);
+                }
+                Ok(())
+            })
+            .map_err(at)?;
+        seen += 1;
+        progress(seen)?;
+    }
+    if seen == 0 {
+        return Err(invalid!("the calibration data is empty: give at least one sample"));
+    }
+    Ok(ranges)
+}
+
+/// `node` with its weight and bias rescaled.
+fn rescaled(
+    graph: &Graph,
+    channels: &Channels,
+    exponents: &[i16],
+    b: &mut Builder,
+    v: Var,
+    node: &Node,
+    inputs: &[Var],
+) -> Result<Vec<Var>> {
+    let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
+    let scales = |v: &Var| -> Option<Vec<f32>> {
+        let ids = channels.of.get(v)?;
+        let scales = ids.iter().map(|c| scales::factor(exponents[*c])).collect::<Vec<_>>();
+        scales.iter().any(|s| *s != 1.0).then_some(scales)
+    };
+    let made = scales(&v).filter(|_| channels.made.contains(&v));
+    let read = scales(&old[0]).filter(|_| old.len() > 1 && channels.is_linear(graph, &**op, old));
+    if made.is_none() && read.is_none() {
+        return b.copy(node, inputs);
+    }
+    let mut inputs = inputs.to_vec();
+    let weight = graph.constant(old[1]).ok_or_else(|| invalid!("has no constant weight").at(&node.name))?;
+    let mut values = weight.to_f32()?;
+    let place = input_channels(&**op, weight.shape());
+    for (i, w) in values.iter_mut().enumerate() {
+        let (output, input) = place(i);
+        let factor = read.as_ref().map_or(1.0, |s| s[input]) / made.as_ref().map_or(1.0, |s| s[output]);
+        *w *= factor;
+    }
+    inputs[1] = b.constant(&graph.value(old[1]).name, Tensor::new(weight.shape(), values)?);
+    if let Some(made) = &made
+        && let Some(bias) = old.get(2).and_then(|v| graph.constant(*v)).filter(|t| !t.is_empty())
+    {
+        let values: Vec<f32> = bias.to_f32()?.iter().zip(made).map(|(b, s)| b / s).collect();
+        inputs[2] = b.constant(&graph.value(old[2]).name, Tensor::vector(values));
+    }
+    b.copy(node, &inputs)
+}
+
+#[cfg(test)]
+mod tests;
