@@ -40,7 +40,7 @@ enum Stage {
     Graph,
     /// The nodes after fusing.
     Fused,
-    /// The points that the default preset places.
+    /// The points that the default preset places; equalizing, which needs data, moves none.
     Points,
     /// The quantized values of a Q/DQ model.
     Quantized,

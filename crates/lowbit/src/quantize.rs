@@ -1,6 +1,7 @@
 //! Static quantization: fuse, prepare, calibrate, convert. Each reads a graph
 //! and returns a new one.
 
+mod batches;
 mod calibrate;
 mod convert;
 mod finding;
@@ -10,7 +11,8 @@ mod placement;
 mod point;
 mod prepare;
 
-pub use calibrate::Progress;
+pub use batches::Progress;
+pub(crate) use batches::{lock, run_all, threads};
 pub use convert::Converted;
 pub use finding::Finding;
 pub use fuse::fuse;

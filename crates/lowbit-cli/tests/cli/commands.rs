@@ -86,6 +86,32 @@ fn quantize_obeys_its_options() {
 }
 
 #[test]
+fn quantize_equalizes_as_much_as_asked() {
+    let folder = Folder::new();
+    let quantized = |options: &[&str], name: &str| {
+        let args =
+            [&["quantize", "digits.onnx", "--data", "calibration.npz", "-o", name][..], options].concat();
+        folder.json(&args);
+        fs::read(folder.path(name)).unwrap()
+    };
+    let is_recorded = |file: &[u8]| file.windows(16).any(|w| w == b"lowbit.equalized");
+    let [default, none, whole] = [
+        quantized(&[], "default.onnx"),
+        quantized(&["--equalize", "0"], "none.onnx"),
+        quantized(&["--equalize", "1"], "whole.onnx"),
+    ];
+    assert!(is_recorded(&default) && is_recorded(&whole) && !is_recorded(&none));
+    assert!(default != whole);
+    assert!(default == quantized(&["--equalize", "0.75"], "same.onnx"));
+    for model in ["none.onnx", "whole.onnx"] {
+        let args = ["compare", "digits.onnx", model, "--data", "test.npz", "--samples", "64"];
+        let comparison = folder.json(&args);
+        let values = comparison["values"].as_array().unwrap();
+        assert!(values.iter().all(|v| number(&v["sqnr_db"]) > 20.0), "{model}: {comparison}");
+    }
+}
+
+#[test]
 fn quantizing_twice_gives_the_same_bytes() {
     let folder = Folder::quantized();
     folder.json(&["quantize", "digits.onnx", "--data", "calibration.npz", "-o", "again.onnx"]);

@@ -4,13 +4,16 @@
 mod channels;
 mod scales;
 
+use std::sync::{Mutex, PoisonError};
+
 pub use scales::ChannelScales;
 
 use self::channels::{Channels, input_channels};
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::qconfig::QConfigMapping;
-use crate::tensor::Tensor;
+use crate::quantize::{Progress, lock, run_all, threads};
+use crate::tensor::{DType, Tensor};
 
 /// Makes the channels of quantized values alike in range (docs/quantization.md,
 /// equation 18), so that the one scale of an activation serves them all.
@@ -36,13 +39,12 @@ use crate::tensor::Tensor;
 /// # Errors
 /// If the graph is equalized already, a rule of `mapping` cannot be honoured,
 /// there is no batch or one does not fit the model, a value is not
-/// finite (the error names it), or `progress`, called with the number of
-/// batches seen, stops it.
+/// finite (the error names it), or `progress` stops it.
 pub fn equalize(
     graph: &Graph,
     mapping: &QConfigMapping,
-    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
-    progress: &dyn Fn(usize) -> Result<()>,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>> + Send,
+    progress: &Progress,
 ) -> Result<Graph> {
     if !ChannelScales::of(graph)?.is_empty() {
         return Err(invalid!("the model is equalized already"));
@@ -67,36 +69,41 @@ pub fn equalize(
 fn observe(
     graph: &Graph,
     channels: &Channels,
-    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
-    progress: &dyn Fn(usize) -> Result<()>,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>> + Send,
+    progress: &Progress,
 ) -> Result<Vec<f32>> {
-    let mut ranges = vec![0f32; channels.count];
-    let mut seen = 0;
-    for batch in batches {
-        let at = |e: crate::Error| e.at(format!("calibration batch {seen}"));
-        graph
-            .run_with(&batch.map_err(at)?, |v, _, value| {
-                let Some(ids) = channels.read.contains(&v).then(|| &channels.of[&v]) else { return Ok(()) };
-                let inner: usize = value.shape()[2..].iter().product();
-                for (i, run) in value.slice::<f32>()?.chunks(inner.max(1)).enumerate() {
-                    // f32::max would drop NaN.
-                    let most = run.iter().fold(0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
-                    if !most.is_finite() {
-                        return Err(invalid!("holds {most}").at(&graph.value(v).name));
-                    }
-                    let range = &mut ranges[ids[i % ids.len()]];
-                    *range = range.max(most);
-                }
-                Ok(())
-            })
-            .map_err(at)?;
-        seen += 1;
-        progress(seen)?;
+    let ranges: Mutex<Option<Vec<f32>>> = Mutex::new(None);
+    let see = |_, v: Var, value: &Tensor| {
+        if matches!(graph.node(v).kind, Kind::Input) && value.dtype() == DType::F32 {
+            // What is wrong with the data is said of the data.
+            greatest(value, 1).map_err(|e| e.at(&graph.value(v).name))?;
+        }
+        let Some(ids) = channels.read.contains(&v).then(|| &channels.of[&v]) else { return Ok(()) };
+        let most = greatest(value, ids.len()).map_err(|e| e.at(&graph.value(v).name))?;
+        let mut ranges = lock(&ranges);
+        let ranges = ranges.get_or_insert_with(|| vec![0.0; channels.count]);
+        ids.iter().zip(most).for_each(|(c, most)| ranges[*c] = ranges[*c].max(most));
+        Ok(())
+    };
+    let watched = |v: Var| matches!(graph.node(v).kind, Kind::Input) || channels.read.contains(&v);
+    run_all(threads(), graph, batches, progress, watched, see, || ())?;
+    let ranges = ranges.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ranges.ok_or_else(|| invalid!("the calibration data is empty: give at least one sample"))
+}
+
+/// The greatest magnitude of each of the `channels` of axis 1.
+fn greatest(value: &Tensor, channels: usize) -> Result<Vec<f32>> {
+    let mut greatest = vec![0f32; channels];
+    let inner: usize = value.shape().iter().skip(2).product();
+    for (i, run) in value.slice::<f32>()?.chunks(inner.max(1)).enumerate() {
+        // f32::max would drop NaN.
+        let most = run.iter().fold(0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+        if !most.is_finite() {
+            return Err(invalid!("holds {most}"));
+        }
+        greatest[i % channels] = greatest[i % channels].max(most);
     }
-    if seen == 0 {
-        return Err(invalid!("the calibration data is empty: give at least one sample"));
-    }
-    Ok(ranges)
+    Ok(greatest)
 }
 
 /// `node` with its weight and bias rescaled.

@@ -4,7 +4,9 @@ use super::*;
 use crate::graph::Builder;
 use crate::op::{Dim, Fact};
 use crate::ops::binary::Arithmetic;
-use crate::ops::linear::MatMul;
+use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::unary::Unary;
+use crate::passes::equalize;
 use crate::qconfig::{QConfigMapping, preset};
 use crate::quantize::{Prepared, prepare};
 
@@ -67,6 +69,59 @@ fn a_quantized_model_is_paired_at_its_dequantized_values() {
         assert!((30.0..70.0).contains(&e.sqnr_db) && e.verdict == Verdict::Good, "{e:?}");
     }
     assert!(c.damage.is_empty());
+}
+
+#[test]
+fn an_equalized_model_is_compared_in_the_scales_of_the_float_one() {
+    // The channels of `h` differ a hundredfold in range; x and y have no scale.
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), Dim::Known(2)]));
+    let w = b.constant("w", Tensor::new(&[2, 2], vec![1.0f32, 0.01, -0.5, 0.02]).unwrap());
+    let v = b.constant("v", Tensor::new(&[2, 2], vec![0.5f32, -1.0, 30.0, 20.0]).unwrap());
+    let h = b.apply("h", Arc::new(Gemm::default()), &[x, w]).unwrap();
+    let h = b.apply("r", Arc::new(Unary::Relu), &[h]).unwrap();
+    let y = b.apply("y", Arc::new(Gemm::default()), &[h, v]).unwrap();
+    let float = b.finish([("y".to_string(), y)]).unwrap();
+    let mapping = QConfigMapping::global(preset("default").unwrap());
+    let batches = || [inputs_of(&float, &batch(DATA))].into_iter();
+    let equalized = equalize(&float, &mapping, batches(), &|_| Ok(())).unwrap();
+    let named = |c: &Comparison| -> Vec<(String, f64)> {
+        c.values.iter().map(|e| (e.value.clone(), e.sqnr_db)).collect()
+    };
+    let found = named(&run(&float, &equalized, DATA).unwrap());
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|(_, sqnr)| *sqnr > 100.0), "{found:?}");
+
+    let mut prepared = prepare(&equalized, &mapping).unwrap();
+    prepared.calibrate(batches(), &|_| Ok(())).unwrap();
+    let mut quantized = prepared.convert().unwrap().graph;
+    let scaled = run(&float, &quantized, DATA).unwrap();
+    // Beside the equalized model there is nothing to scale back.
+    let record = quantized.metadata.remove("lowbit.equalized").unwrap();
+    let same = run(&equalized, &quantized, DATA).unwrap();
+    for (name, each_alike) in [("x", true), ("r", false)] {
+        let sqnr = |c: &Comparison| c.values.iter().find(|e| e.value == name).unwrap().sqnr_db;
+        assert!(sqnr(&scaled) > 30.0, "{name}: {}", sqnr(&scaled));
+        assert_eq!((sqnr(&scaled) - sqnr(&same)).abs() < 1e-9, each_alike, "{name}");
+    }
+    assert!((scaled.outputs[0].sqnr_db - same.outputs[0].sqnr_db).abs() < 0.01, "{scaled:?} {same:?}");
+    // Taken as they are, they would differ.
+    let plain = named(&run(&float, &quantized, DATA).unwrap());
+    assert!(plain.iter().any(|(name, sqnr)| name == "r" && *sqnr < 20.0), "{plain:?}");
+
+    for (damaged, says) in [
+        (record.replace("scales = \"", "scales = \"###"), "scales of equalized channels"),
+        (record.replace("scales = \"", "scales = \" "), "stands for no scale"),
+    ] {
+        quantized.metadata.insert("lowbit.equalized".into(), damaged);
+        let error = run(&float, &quantized, DATA).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    // A record of values that are not there is of no consequence.
+    quantized
+        .metadata
+        .insert("lowbit.equalized".into(), record.replace("\"h\"", "\"no h\"").replace("\"r\"", "\"no r\""));
+    assert_eq!(named(&run(&float, &quantized, DATA).unwrap()), plain);
 }
 
 #[test]

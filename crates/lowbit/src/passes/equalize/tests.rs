@@ -102,7 +102,7 @@ fn values(graph: &Graph, batch: &[Tensor]) -> HashMap<String, Tensor> {
     all
 }
 
-fn greatest(t: &Tensor, channel: usize) -> f32 {
+fn greatest_of(t: &Tensor, channel: usize) -> f32 {
     let (channels, inner) = (t.shape()[1], t.shape()[2..].iter().product::<usize>());
     let of_channel =
         t.slice::<f32>().unwrap().iter().enumerate().filter(|(i, _)| i / inner % channels == channel);
@@ -159,7 +159,7 @@ fn full_strength_makes_channels_alike_where_only_linear_operators_read_them() {
         let scales = ChannelScales::of(&scaled).unwrap().get(value);
         let above_least = |c: usize| scales.as_ref().is_none_or(|s| s[c] > scales::factor(scales::LEAST));
         let ranges: Vec<f32> =
-            (0..t.shape()[1]).filter(|c| above_least(*c)).map(|c| greatest(&t, c)).collect();
+            (0..t.shape()[1]).filter(|c| above_least(*c)).map(|c| greatest_of(&t, c)).collect();
         let (least, most) = ranges.iter().fold((f32::MAX, 0f32), |(a, b), r| (a.min(*r), b.max(*r)));
         // What the average pool reads is wider than what comes out of it.
         let bound = if value == "deep_relu" { 8.0 } else { 1.2 };
@@ -185,25 +185,43 @@ fn the_record_survives_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.onnx");
     crate::onnx::save(&scaled, &path).unwrap();
-    let scales = ChannelScales::of(&crate::onnx::load(&path).unwrap()).unwrap();
+    let loaded = crate::onnx::load(&path).unwrap();
+    let scales = ChannelScales::of(&loaded).unwrap();
     assert!(!scales.is_empty());
     assert_eq!(scales, ChannelScales::of(&scaled).unwrap());
+    // One character for each of the 12 channels.
+    let record = &loaded.metadata["lowbit.equalized"];
+    let written: Vec<usize> = record
+        .lines()
+        .filter_map(|l| Some(l.strip_prefix("scales = ")?.trim_matches(['"', '\'']).len()))
+        .collect();
+    assert!(written.contains(&12), "{record}");
 }
 
 #[test]
 fn errors_say_what_is_wrong() {
-    let float = model(1, false);
+    let float = model(3, false);
     let on = mapping(|_| ());
-    let infinite = vec![Tensor::full(&[1, 2, 6, 6], f32::INFINITY).unwrap()];
+    let all = |x: f32| {
+        let values = noise(9, 72).iter().map(|n| n.signum() * x).collect::<Vec<f32>>();
+        vec![Tensor::new(&[1, 2, 6, 6], values).unwrap()]
+    };
     let run = |batches: Vec<Vec<Tensor>>| equalize(&float, &on, batches.into_iter().map(Ok), &|_| Ok(()));
-    let mut damaged = float.clone();
-    damaged.metadata.insert("lowbit.equalized".into(), "channels = 3".into());
+    let damaged = |record: &str| {
+        let mut damaged = float.clone();
+        damaged.metadata.insert("lowbit.equalized".into(), record.into());
+        equalized(&damaged, &on)
+    };
     let cases = [
         (run(vec![]), "calibration data is empty"),
-        (run(vec![infinite]), "squeeze_relu"),
+        (run(vec![all(f32::INFINITY)]), "calibration batch 0: x: holds inf"),
+        (run(vec![all(0.0), all(f32::MAX)]), "calibration batch 1: squeeze_relu: holds inf"),
         (run(vec![vec![Tensor::scalar(1f32)]]), "calibration batch 0"),
         (equalized(&equalized(&float, &on).unwrap(), &on), "equalized already"),
-        (equalized(&damaged, &on), "lowbit.equalized"),
+        (damaged("channels = 3"), "lowbit.equalized"),
+        (damaged("[[channels]]\nvalues = ['v']\nscales = '#A\"'"), "v: '\"' stands for no scale"),
+        (damaged("[[channels]]\nvalues = ['v']\nscales = '#T'"), "'T' stands for no scale"),
+        (damaged("[[channels]]\nvalues = ['v']\nscales = '\u{1F600}'"), "stands for no scale"),
         (equalized(&float, &mapping(|q| q.activation.equalize = 1.5)), "equalize = 1.5"),
         (equalized(&float, &mapping(|q| q.weight.equalize = 0.5)), "equalize is for activations"),
     ];
