@@ -50,6 +50,11 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
     by_count!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
+/// Sums whose vectors do not straddle cache lines: what is read right after it
+/// was written then need not wait for the cache.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// A tile of `R` rows by `V` vectors, that is `W = V * LANES` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn sized<const R: usize, const V: usize, const W: usize>(
@@ -87,16 +92,16 @@ fn sized<const R: usize, const V: usize, const W: usize>(
             }
         }
     }
-    let mut sums = [[0i32; W]; R];
-    for (sums, acc) in sums.iter_mut().zip(acc) {
+    let mut sums = Aligned([[0i32; W]; R]);
+    for (sums, acc) in sums.0.iter_mut().zip(acc) {
         for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
             // SAFETY: `sums` is 64 writable bytes.
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc) };
         }
     }
     match epilogue.requantizing() {
-        Some(to) => requantize::<V, W>(&sums, first, to),
-        None => finish(epilogue, &sums, first, 0),
+        Some(to) => requantize::<V, W>(&sums.0, first, to),
+        None => finish(epilogue, &sums.0, first, 0),
     }
 }
 
