@@ -17,7 +17,9 @@ use lowbit_kernels::Kernels;
 use self::plan::{Memory, Plan};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Node, Var};
+use crate::op::Op;
 use crate::parallel::with_threads_awake;
+use crate::quantize::fuse;
 use crate::tensor::{DType, Tensor};
 
 /// Sets of input shapes whose plans are kept.
@@ -51,7 +53,7 @@ struct Planned {
 
 impl Session {
     /// Compiles a Q/DQ graph, made by lowbit or another tool. A float graph
-    /// compiles too, and runs in float.
+    /// compiles too, and runs in float, with what [`fuse`] folds folded.
     ///
     /// # Errors
     /// If an operator cannot be lowered for a reason that is an error in the
@@ -59,7 +61,12 @@ impl Session {
     /// `LOWBIT_ISA` names an instruction set that this CPU does not have.
     pub fn compile(graph: &Graph) -> Result<Session> {
         Kernels::select().map_err(Error::Invalid)?;
-        let (lowered, report) = lower::lower(graph)?;
+        let quantized = |op: &dyn Op| op.name().ends_with("QuantizeLinear");
+        let folded = match graph.applied().any(|(_, _, op, _)| quantized(&**op)) {
+            true => None,
+            false => Some(fuse(graph)?),
+        };
+        let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph))?;
         let graph = clamped::fold_clamps(&lowered)?;
         Ok(Session { graph, report, plans: Mutex::default() })
     }
