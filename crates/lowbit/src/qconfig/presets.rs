@@ -33,9 +33,7 @@ pub fn preset(name: &str) -> Result<QConfig> {
 /// fastest.
 fn default() -> QConfig {
     QConfig {
-        activation: Spec::new(Format::UINT8, Mapping::Affine)
-            .observed_by(ObserverConfig::Mse)
-            .equalizing(0.75),
+        activation: Spec::new(Format::UINT8, Mapping::Affine).observed_by(ObserverConfig::Mse),
         weight: Spec::new(Format::INT8_NARROW, Mapping::Symmetric)
             .per_channel()
             .observed_by(ObserverConfig::MinMax)

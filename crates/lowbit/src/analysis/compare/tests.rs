@@ -82,7 +82,9 @@ fn an_equalized_model_is_compared_in_the_scales_of_the_float_one() {
     let h = b.apply("r", Arc::new(Unary::Relu), &[h]).unwrap();
     let y = b.apply("y", Arc::new(Gemm::default()), &[h, v]).unwrap();
     let float = b.finish([("y".to_string(), y)]).unwrap();
-    let mapping = QConfigMapping::global(preset("default").unwrap());
+    let mut q = preset("default").unwrap();
+    q.activation = q.activation.equalizing(0.75);
+    let mapping = QConfigMapping::global(q);
     let batches = || [inputs_of(&float, &batch(DATA))].into_iter();
     let equalized = equalize(&float, &mapping, batches(), &|_| Ok(())).unwrap();
     let named = |c: &Comparison| -> Vec<(String, f64)> {

@@ -82,6 +82,7 @@ fn batch(seed: u32) -> Vec<Tensor> {
 
 fn mapping(change: impl FnOnce(&mut QConfig)) -> QConfigMapping {
     let mut q = preset("default").unwrap();
+    q.activation.equalize = 0.75;
     change(&mut q);
     QConfigMapping::global(q)
 }
