@@ -14,7 +14,7 @@ use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
 use lowbit::passes::equalize;
-use lowbit::qconfig::{Per, QConfigMapping, Target, preset};
+use lowbit::qconfig::{Per, QConfigMapping, Rounding, Target, preset};
 use lowbit::quantize::{Finding, Role, fuse, prepare};
 use lowbit::session::{Report, Session};
 use serde::Serialize;
@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "default", conflicts_with = "config")]
     preset: String,
     /// Rules for each node, in TOML.
-    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize"])]
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize", "rounding"])]
     config: Option<PathBuf>,
     /// One scale for each weight, in place of one for each of its output channels.
     #[arg(long)]
@@ -71,6 +71,10 @@ pub struct Args {
     /// weights around it: 0, not at all, to 1, completely; by default what the preset says.
     #[arg(long, value_name = "STRENGTH")]
     equalize: Option<f32>,
+    /// How the codes of weights are chosen: nearest, or gptq, which looks at the layers'
+    /// inputs on the samples; by default what the preset says.
+    #[arg(long, value_name = "HOW", value_parser = named::<Rounding>)]
+    rounding: Option<Rounding>,
     /// Keep nodes whose name, or whose output's name, matches in float. May be repeated.
     #[arg(long, value_name = "GLOB")]
     skip: Vec<String>,
@@ -131,6 +135,9 @@ impl Args {
                 }
                 if let Some(strength) = self.equalize {
                     q.activation.equalize = strength;
+                }
+                if let Some(rounding) = self.rounding {
+                    q.weight.rounding = rounding;
                 }
                 if self.per_tensor {
                     q.weight.per = Per::Tensor;

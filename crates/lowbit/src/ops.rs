@@ -29,7 +29,7 @@ pub mod unary;
 pub mod window;
 
 mod axis;
-mod product;
+pub(crate) mod product;
 pub(crate) mod strided;
 mod symbolic;
 pub(crate) mod vectorized;

@@ -27,6 +27,24 @@ pub enum Per {
     Channel,
 }
 
+/// How the codes of a weight are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rounding {
+    /// The code nearest to each value.
+    #[default]
+    Nearest,
+    /// Those that change the layer's outputs least on the calibration data
+    /// ([`crate::quantize::InputMoments`]).
+    Gptq,
+}
+
+impl Rounding {
+    fn is_nearest(&self) -> bool {
+        *self == Rounding::Nearest
+    }
+}
+
 /// How one kind of value is quantized: its scheme, and who chooses its range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +71,9 @@ pub struct Spec {
     /// at all, to 1, completely.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub equalize: f32,
+    /// For weights: how their codes are chosen.
+    #[serde(default, skip_serializing_if = "Rounding::is_nearest")]
+    pub rounding: Rounding,
 }
 
 fn is_zero(x: &f32) -> bool {
@@ -74,6 +95,7 @@ impl Spec {
             observer: ObserverConfig::MinMax,
             correct_bias: false,
             equalize: 0.0,
+            rounding: Rounding::Nearest,
         }
     }
 
@@ -95,6 +117,11 @@ impl Spec {
     /// The same spec for activations whose channels are equalized this much.
     pub fn equalizing(self, strength: f32) -> Spec {
         Spec { equalize: strength, ..self }
+    }
+
+    /// The same spec for weights whose codes are chosen like this.
+    pub fn rounded_by(self, rounding: Rounding) -> Spec {
+        Spec { rounding, ..self }
     }
 
     /// The scheme for a tensor whose channels lie along `axis`; per tensor
@@ -296,6 +323,9 @@ impl Rule {
                 q.activation.equalize
             ));
         }
+        if q.activation.rounding != Rounding::Nearest {
+            return Err(invalid!("rounding is for weights: activations have the nearest codes"));
+        }
         if q.weight.equalize != 0.0 {
             return Err(invalid!("equalize is for activations: weights follow them"));
         }
@@ -451,6 +481,10 @@ mod tests {
             ("[[rule]]\nfloat = true\npreset = \"x86\"", "nothing else to say"),
             ("[[rule]]\n[rule.weight]\nformat = \"int99\"\nmapping = \"affine\"", "int99"),
             ("[[rule]]\n[rule.weight]\nformat = \"int8\"\nmapping = \"affine\"\nbits = 3", "bits"),
+            (
+                "[[rule]]\n[rule.weight]\nformat = \"int8\"\nmapping = \"affine\"\nrounding = \"up\"",
+                "nearest",
+            ),
         ] {
             let error = QConfigMapping::from_toml(text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

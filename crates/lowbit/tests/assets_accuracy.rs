@@ -88,7 +88,7 @@ fn real_models_keep_their_accuracy() {
     let Some(assets) = assets::find("real_models_keep_their_accuracy") else { return };
     let cases = [
         Case { name: "mobilenet_v1", float: near(59.0, 0.5), int8: Bar::AtLeast(55.0) },
-        Case { name: "squeezenet", float: near(60.0, 0.5), int8: Bar::AtLeast(57.5) },
+        Case { name: "squeezenet", float: near(60.0, 0.5), int8: Bar::AtLeast(58.75) },
         Case { name: "resnet20", float: near(81.35, 0.1), int8: Bar::LosesAtMost(0.3) },
         Case { name: "kws", float: near(91.3, 0.05), int8: Bar::LosesAtMost(0.3) },
         Case { name: "mnist", float: near(98.9, 0.05), int8: Bar::LosesAtMost(0.3) },

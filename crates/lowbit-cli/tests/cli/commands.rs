@@ -86,6 +86,26 @@ fn quantize_obeys_its_options() {
 }
 
 #[test]
+fn quantize_rounds_weights_as_asked() {
+    let folder = Folder::new();
+    let file = |options: &[&str], name: &str| {
+        let args = ["quantize", "digits.onnx", "--data", "calibration.npz", "-o", name];
+        folder.json(&[&args[..], options].concat());
+        fs::read(folder.path(name)).unwrap()
+    };
+    let default = file(&[], "default.onnx");
+    let [nearest, gptq] = ["nearest", "gptq"].map(|how| file(&["--rounding", how], &format!("{how}.onnx")));
+    assert!(default == gptq && gptq != nearest);
+    let output_sqnr = |model: &str| {
+        let args = ["compare", "digits.onnx", model, "--data", "calibration.npz"];
+        let comparison = folder.json(&args);
+        number(&comparison["values"].as_array().unwrap().last().unwrap()["sqnr_db"])
+    };
+    let [nearest, gptq] = ["nearest.onnx", "gptq.onnx"].map(output_sqnr);
+    assert!(gptq > nearest, "{gptq} dB after {nearest} dB");
+}
+
+#[test]
 fn quantize_equalizes_as_much_as_asked() {
     let folder = Folder::new();
     let quantized = |options: &[&str], name: &str| {

@@ -73,6 +73,8 @@ fn errors_name_place_and_cause() {
         Case(quantize(&["--equalize", "1.5"]), 1, &["equalize = 1.5"]),
         Case(quantize(&["--equalize", "much"]), 2, &["--equalize"]),
         Case(quantize(&["--config", "a", "--equalize", "1"]), 2, &["--config"]),
+        Case(quantize(&["--rounding", "up"]), 2, &["--rounding", "gptq"]),
+        Case(quantize(&["--config", "a", "--rounding", "gptq"]), 2, &["--config"]),
         Case(quantize(&["--batch", "0"]), 2, &["--batch"]),
         Case(quantize(&["--resize", "2y2"]), 2, &["2y2"]),
         Case(quantize(&["--config", "a", "--preset", "b"]), 2, &["--config"]),

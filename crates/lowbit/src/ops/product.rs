@@ -70,7 +70,7 @@ pub(super) fn depth_steps(count: usize, together: usize) -> impl Iterator<Item =
 
 /// The right operand of [`matmul`].
 #[derive(Clone, Copy)]
-pub(super) enum Operand<'a> {
+pub(crate) enum Operand<'a> {
     /// `[k][n]`.
     Plain(Matrix<'a>),
     /// `[n][k]`.
@@ -91,7 +91,7 @@ impl Operand<'_> {
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub(super) fn matmul(a: Matrix, b: Operand, accumulate: bool, out: &mut [f32], parallel: bool) {
+pub(crate) fn matmul(a: Matrix, b: Operand, accumulate: bool, out: &mut [f32], parallel: bool) {
     let kernels = Kernels::best();
     let [m, depth] = a.size();
     if let (1, Operand::Transposed(b)) = (m, b) {

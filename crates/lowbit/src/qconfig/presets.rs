@@ -1,6 +1,6 @@
 //! The defaults of lowbit and of the backends that people come from.
 
-use super::{QConfig, Spec};
+use super::{QConfig, Rounding, Spec};
 use crate::error::{Result, invalid};
 use crate::observer::ObserverConfig;
 use crate::scheme::{Format, Mapping};
@@ -37,7 +37,8 @@ fn default() -> QConfig {
         weight: Spec::new(Format::INT8_NARROW, Mapping::Symmetric)
             .per_channel()
             .observed_by(ObserverConfig::MinMax)
-            .correcting_bias(),
+            .correcting_bias()
+            .rounded_by(Rounding::Gptq),
     }
 }
 

@@ -54,8 +54,9 @@ struct Converting<'a> {
     params: Vec<QParams>,
     /// Scale and zero point of each point, stored once.
     operands: HashMap<usize, [Var; 2]>,
-    /// Dequantized weights by constant and scales, stored once.
-    weights: HashMap<(Var, Vec<u32>), Var>,
+    /// Dequantized weights by constant, scales and the point that chose their
+    /// codes, if they are not the nearest ones, stored once.
+    weights: HashMap<(Var, Vec<u32>, Option<usize>), Var>,
     zeros: ZeroPoints,
     findings: Vec<Finding>,
 }
@@ -129,10 +130,14 @@ impl Converting<'_> {
         if let Some(IntegerBias { x_scale, values: Some(values), .. }) = &bias {
             self.widen_for_bias(node, &mut params, *x_scale, values);
         }
-        inputs[at.w] = self.stored_weight(b, at.source, weight, &params, at.axis)?;
+        let point = &self.prepared.points[at.point];
+        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &params));
+        let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
+        let values = rounded.as_ref().unwrap_or(weight);
+        inputs[at.w] = self.stored_weight(b, &at, values, rounded.is_some(), &params)?;
         let Some(bias) = bias else { return Ok(()) };
-        let lost = match &self.prepared.points[at.point].means {
-            Some(means) => means.correction(weight, &params.fake_quantize(weight)?, at.axis)?,
+        let lost = match &point.means {
+            Some(means) => means.correction(weight, &params.fake_quantize(values)?, at.axis)?,
             None => None,
         };
         let corrected = match (bias.values, lost) {
@@ -169,20 +174,23 @@ impl Converting<'_> {
         }
     }
 
+    /// The dequantized codes nearest to `values`, which are the weight or
+    /// have been `chosen` in its place.
     fn stored_weight(
         &mut self,
         b: &mut Builder,
-        source: Var,
-        weight: &Tensor,
+        at: &Weighted,
+        values: &Tensor,
+        chosen: bool,
         params: &QParams,
-        axis: usize,
     ) -> Result<Var> {
-        let key = (source, params.scale.iter().map(|s| s.to_bits()).collect());
+        let scales = params.scale.iter().map(|s| s.to_bits()).collect();
+        let key = (at.source, scales, chosen.then_some(at.point));
         if let Some(v) = self.weights.get(&key) {
             return Ok(*v);
         }
-        let name = self.prepared.graph.value(source).name.clone();
-        let codes = b.constant(&format!("{name}_q"), params.quantize(weight)?);
+        let name = self.prepared.graph.value(at.source).name.clone();
+        let codes = b.constant(&format!("{name}_q"), params.quantize(values)?);
         // Zero points are written where they are 0 too: some runtimes take a
         // missing one as a scalar and refuse it beside scales per channel.
         let (scale, zero) = params.operands();
@@ -190,7 +198,7 @@ impl Converting<'_> {
         let operands = [codes, scale, self.zeros.stored(b, zero)];
         let op = match params.scheme.granularity {
             Granularity::Tensor => DequantizeLinear::default(),
-            _ => DequantizeLinear::along(axis as i64),
+            _ => DequantizeLinear::along(at.axis as i64),
         };
         let v = b.apply(&format!("{name}_dq"), Arc::new(op), &operands)?;
         self.weights.insert(key, v);

@@ -1,5 +1,6 @@
 //! Where values are quantized.
 
+use super::gptq::InputMoments;
 use super::means::InputMeans;
 use crate::error::Result;
 use crate::observer::AnyObserver;
@@ -32,6 +33,9 @@ pub struct Point {
     /// For weights whose bias is to make up for their quantization: the mean
     /// inputs of the operator.
     pub means: Option<InputMeans>,
+    /// For weights whose codes are chosen by the inputs of the operator: their
+    /// second moments.
+    pub moments: Option<InputMoments>,
     /// How many values of the graph are shown to it.
     pub(super) sites: usize,
 }
@@ -42,12 +46,15 @@ impl Point {
     /// # Errors
     /// If it is NaN, or of a shape that does not fit those before.
     pub fn observe(&mut self, x: &Tensor) -> Result<()> {
-        match (self.role, &mut self.means) {
-            (Role::Activation, _) => self.observer.observe(x),
-            (Role::Weight, Some(means)) => means.observe(x),
-            (Role::Weight, None) => Ok(()),
-        }
-        .map_err(|e| e.at(&self.name))
+        let observed = match self.role {
+            Role::Activation => self.observer.observe(x),
+            Role::Weight => {
+                let means = self.means.as_mut().map(|means| means.observe(x));
+                let moments = self.moments.as_mut().map(|moments| moments.observe(x));
+                means.into_iter().chain(moments).collect()
+            }
+        };
+        observed.map_err(|e| e.at(&self.name))
     }
 
     /// Scale and zero point for what has been seen.

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::gptq::InputMoments;
 use super::means::InputMeans;
 use super::placement::{Placement, operands};
 use super::point::{Point, PointOp, Role};
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
-use crate::op::Quant;
-use crate::qconfig::{QConfigMapping, Spec};
+use crate::op::{Op, Quant};
+use crate::qconfig::{QConfigMapping, Rounding, Spec};
 use crate::tensor::Tensor;
 
 /// A float graph with a [`PointOp`] wherever a value will be quantized, and
@@ -60,8 +61,7 @@ pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
                 inputs[i] = preparing.pointed(b, old[i], inputs[i], &config.activation, op.quant())?;
             }
             if let Some((i, axis)) = operands.weight.filter(|_| preparing.is_computed(v, old)) {
-                let channels = op.name().contains("Conv").then_some(1);
-                inputs[i] = preparing.weight(b, old[i], inputs[i], &config.weight, axis, channels)?;
+                inputs[i] = preparing.weight(b, old[i], inputs[i], &config.weight, axis, &**op)?;
             }
         }
         let made = b.copy(node, &inputs)?;
@@ -137,6 +137,7 @@ impl Preparing<'_> {
                     scheme,
                     observer: AnyObserver::new(spec.observer, scheme)?,
                     means: None,
+                    moments: None,
                     sites: 0,
                 });
                 self.by_class.insert(key, self.points.len() - 1);
@@ -160,17 +161,23 @@ impl Preparing<'_> {
         new: Var,
         spec: &Spec,
         axis: usize,
-        channels: Option<usize>,
+        op: &dyn Op,
     ) -> Result<Var> {
         let Some(t) = self.old.constant(old) else { return Ok(new) };
         let name = self.old.value(old).name.clone();
         let scheme = spec.scheme(Some(axis));
         let mut observer = AnyObserver::new(spec.observer, scheme).map_err(|e| e.at(&name))?;
         observer.observe(t).map_err(|e| e.at(&name))?;
-        let (role, means) = (Role::Weight, spec.correct_bias.then(|| InputMeans::new(channels)));
-        self.points.push(Point { name: name.clone(), role, scheme, observer, means, sites: 0 });
+        let channels = op.name().contains("Conv").then_some(1);
+        let means = spec.correct_bias.then(|| InputMeans::new(channels));
+        let moments = match spec.rounding {
+            Rounding::Nearest => None,
+            Rounding::Gptq => InputMoments::new(op, t.shape()),
+        };
+        let (role, point) = (Role::Weight, format!("{name}_point"));
+        self.points.push(Point { name, role, scheme, observer, means, moments, sites: 0 });
         let op = PointOp { point: self.points.len() - 1, moved: true };
-        b.apply(&format!("{name}_point"), Arc::new(op), &[new])
+        b.apply(&point, Arc::new(op), &[new])
     }
 }
 
@@ -179,7 +186,7 @@ impl Prepared {
     /// they are other values of the point moved around, and for weights the
     /// data that they are multiplied with.
     fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
-        let corrected: Vec<bool> = points.iter().map(|p| p.means.is_some()).collect();
+        let reads: Vec<bool> = points.iter().map(|p| p.means.is_some() || p.moments.is_some()).collect();
         let mut watches: HashMap<Var, Vec<Watch>> = HashMap::new();
         let mut watch = |v: Var, point: usize| {
             watches.entry(v).or_default().push(Watch { point, site: points[point].sites });
@@ -190,7 +197,7 @@ impl Prepared {
                 watch(v, *point);
             }
             for (op, _) in inputs.iter().skip(1).filter_map(|v| graph.made_by::<PointOp>(*v)) {
-                if corrected[op.point] {
+                if reads[op.point] {
                     watch(inputs[0], op.point);
                 }
             }
