@@ -47,7 +47,7 @@ pub use grid::Grid;
 pub use isa::{ISA_VARIABLE, Kernels};
 pub use matrix::{Matrix, MatrixMut};
 pub use pack::PackedWeights;
-pub use pool::Average;
+pub use pool::{Average, Filters};
 pub use product::{Gather, Panels, Product, Right, Run, Start};
 pub use requant::{Requant, Residual};
 pub use rows::{Rows, Windows};

@@ -10,7 +10,7 @@ use crate::depthwise::PackedDepthwise;
 use crate::elementwise::{Add, Mul};
 use crate::isa::Kernels;
 use crate::matrix::Matrix;
-use crate::pool::Average;
+use crate::pool::{Average, Filters};
 use crate::product::Gather;
 use crate::statistics::MinMax;
 use crate::window::{Bordered, Taps};
@@ -177,6 +177,45 @@ loops! {
     ///
     /// A slice has another length than `params` says, or the image does not fit.
     window::border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]);
+
+    /// [`Kernels::border`] of f32 values, with 0 around them.
+    ///
+    /// # Panics
+    ///
+    /// As [`Kernels::border`].
+    window::border_f32(x: &[f32], params: &Bordered, out: &mut [f32]);
+
+    /// [`Kernels::max_pool`] of f32 values, NaN left out; -inf where all taps lie
+    /// outside the image.
+    ///
+    /// # Panics
+    ///
+    /// As [`Kernels::max_pool`].
+    pool::max_pool_f32(x: &[f32], taps: &Taps, channels: usize, pixels: Range<usize>, out: &mut [f32]);
+
+    /// The mean of f32 values: the sum of the taps within the image, in their
+    /// order, by the number of these, or of all if padding counts.
+    ///
+    /// # Panics
+    ///
+    /// As [`Kernels::max_pool`].
+    pool::average_pool_f32(
+        x: &[f32], taps: &Taps, channels: usize, padding_counts: bool, pixels: Range<usize>, out: &mut [f32]
+    );
+
+    /// Depthwise f32 convolution of one NHWC image, for the output pixels `pixels`:
+    ///
+    /// `y[p][c] = clamp(start[c] + sum_t weights[t][c] * x[p, t][c], lo, hi)`,
+    ///
+    /// each a chain of fused multiply-adds over the taps within the image, `t`
+    /// ascending, from `start` on.
+    ///
+    /// # Panics
+    ///
+    /// As [`Kernels::max_pool`], or there is not one weight for each tap and channel.
+    pool::depthwise_f32(
+        x: &[f32], taps: &Taps, filters: &Filters<'_>, pixels: Range<usize>, out: &mut [f32]
+    );
 
     /// Depthwise convolution (channel multiplier 1) of one NHWC image, for the
     /// output rows `rows`:

@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::slice;
 
+use crate::rows::Rows;
+
 /// A read-only matrix: element `(i, j)` lies at `i * stride + j`.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
@@ -67,6 +69,15 @@ impl<'a> Matrix<'a> {
     }
 }
 
+impl<'a> From<Matrix<'a>> for Rows<'a, f32> {
+    fn from(m: Matrix<'a>) -> Rows<'a, f32> {
+        match m.cols {
+            0 => Rows::strided(&[], 0, m.rows, 0),
+            _ => Rows::strided(m.data, m.stride, m.rows, m.cols),
+        }
+    }
+}
+
 /// Whether every element of a matrix lies in a slice of `len`.
 fn fits(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
     let Some(last) = rows.checked_sub(1).filter(|_| cols > 0) else { return true };
@@ -97,6 +108,16 @@ impl<'a> MatrixMut<'a> {
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> MatrixMut<'a> {
         assert!(fits(data.len(), rows, cols, cols), "a {rows}x{cols} matrix outside its data");
         MatrixMut { data: data.as_mut_ptr(), rows, cols, stride: cols, owner: PhantomData }
+    }
+
+    /// The matrix at the start of `data` whose rows lie `stride` apart.
+    ///
+    /// # Panics
+    /// If the rows overlap, or `data` is too short.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> MatrixMut<'a> {
+        assert!(stride >= cols, "a stride of {stride} for {cols} columns");
+        assert!(fits(data.len(), rows, cols, stride), "a {rows}x{cols} matrix outside its data");
+        MatrixMut { data: data.as_mut_ptr(), rows, cols, stride, owner: PhantomData }
     }
 
     /// The number of rows and of columns.

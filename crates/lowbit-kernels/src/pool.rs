@@ -1,4 +1,5 @@
-//! Pooling of NHWC codes (docs/quantization.md, equation 7).
+//! Pooling of NHWC images: codes (docs/quantization.md, equation 7) and f32. A
+//! depthwise f32 convolution is the weighted kind.
 
 use std::ops::Range;
 
@@ -24,22 +25,47 @@ pub struct Average {
     pub padding_counts: bool,
 }
 
+/// Parameters of [`Kernels::depthwise_f32`](crate::Kernels::depthwise_f32).
+#[derive(Clone, Copy, Debug)]
+pub struct Filters<'a> {
+    /// `[tap][channel]`.
+    pub weights: &'a [f32],
+    /// What the sum of each channel begins with.
+    pub start: &'a [f32],
+    /// Sums below become `lo`; NaN stays.
+    pub lo: f32,
+    /// Sums above become `hi`; NaN stays.
+    pub hi: f32,
+}
+
 #[inline(always)]
 pub(crate) fn max_pool(x: &[u8], taps: &Taps, channels: usize, pixels: Range<usize>, out: &mut [u8]) {
-    struct Greatest;
-    impl Pool for Greatest {
-        #[inline(always)]
-        fn pool<const W: usize>(&self, taps: &[u32], x: &[u8], first: usize, out: &mut [u8; W]) {
-            let mut greatest = [0u8; W];
-            for x in inside::<W>(taps, x, first) {
-                for j in 0..W {
-                    greatest[j] = greatest[j].max(x[j]);
-                }
-            }
-            *out = greatest;
-        }
+    each_pixel(&Greatest(0, u8::max), x, taps, channels, pixels, out);
+}
+
+#[inline(always)]
+pub(crate) fn max_pool_f32(x: &[f32], taps: &Taps, channels: usize, pixels: Range<usize>, out: &mut [f32]) {
+    #[inline(always)]
+    fn greater(a: f32, b: f32) -> f32 {
+        if b > a { b } else { a }
     }
-    each_pixel(&Greatest, x, taps, channels, pixels, out);
+    each_pixel(&Greatest(f32::NEG_INFINITY, greater), x, taps, channels, pixels, out);
+}
+
+/// The greatest value: what to begin with, and the greater of two.
+struct Greatest<T, F>(T, F);
+
+impl<T: Copy, F: Fn(T, T) -> T> Pool<T> for Greatest<T, F> {
+    #[inline(always)]
+    fn pool<const W: usize>(&self, taps: &[u32], x: &[T], first: usize, out: &mut [T; W]) {
+        let mut greatest = [self.0; W];
+        for (_, x) in inside::<T, W>(taps, x, first) {
+            for j in 0..W {
+                greatest[j] = (self.1)(greatest[j], x[j]);
+            }
+        }
+        *out = greatest;
+    }
 }
 
 #[inline(always)]
@@ -52,12 +78,12 @@ pub(crate) fn average_pool(
     out: &mut [u8],
 ) {
     struct Mean<'a>(&'a Average, Rounder);
-    impl Pool for Mean<'_> {
+    impl Pool<u8> for Mean<'_> {
         #[inline(always)]
         fn pool<const W: usize>(&self, taps: &[u32], x: &[u8], first: usize, out: &mut [u8; W]) {
             let Mean(params, rounder) = self;
             let (mut sums, mut count) = ([0i32; W], 0i32);
-            for x in inside::<W>(taps, x, first) {
+            for (_, x) in inside::<u8, W>(taps, x, first) {
                 count = count.wrapping_add(1);
                 for j in 0..W {
                     sums[j] = sums[j].wrapping_add(x[j].into());
@@ -75,32 +101,95 @@ pub(crate) fn average_pool(
     each_pixel(&Mean(params, rounder), x, taps, channels, pixels, out);
 }
 
-/// What becomes of the `W` channels from `first` that the taps of one output
-/// pixel read.
-trait Pool {
-    fn pool<const W: usize>(&self, taps: &[u32], x: &[u8], first: usize, out: &mut [u8; W]);
+#[inline(always)]
+pub(crate) fn average_pool_f32(
+    x: &[f32],
+    taps: &Taps,
+    channels: usize,
+    padding_counts: bool,
+    pixels: Range<usize>,
+    out: &mut [f32],
+) {
+    struct Mean(bool);
+    impl Pool<f32> for Mean {
+        #[inline(always)]
+        fn pool<const W: usize>(&self, taps: &[u32], x: &[f32], first: usize, out: &mut [f32; W]) {
+            let (mut sums, mut count) = ([0f32; W], 0);
+            for (_, x) in inside::<f32, W>(taps, x, first) {
+                count += 1;
+                for j in 0..W {
+                    sums[j] += x[j];
+                }
+            }
+            // A dilated window may meet no cell at all: its sum is 0.
+            let count = if self.0 { taps.len() } else { count.max(1) };
+            for j in 0..W {
+                out[j] = sums[j] / count as f32;
+            }
+        }
+    }
+    each_pixel(&Mean(padding_counts), x, taps, channels, pixels, out);
 }
 
-/// The `W` channels from `first` of each tap inside the image.
 #[inline(always)]
-fn inside<'a, const W: usize>(
+pub(crate) fn depthwise_f32(
+    x: &[f32],
+    taps: &Taps,
+    filters: &Filters<'_>,
+    pixels: Range<usize>,
+    out: &mut [f32],
+) {
+    let channels = filters.start.len();
+    assert_eq!(filters.weights.len(), taps.count() * channels, "a weight for each tap and channel");
+    each_pixel(filters, x, taps, channels, pixels, out);
+}
+
+impl Pool<f32> for Filters<'_> {
+    #[inline(always)]
+    fn pool<const W: usize>(&self, taps: &[u32], x: &[f32], first: usize, out: &mut [f32; W]) {
+        let mut sums: [f32; W] = *self.start[first..].first_chunk().expect("a start for each channel");
+        for (tap, x) in inside::<f32, W>(taps, x, first) {
+            let weights = self.weights[tap * self.start.len() + first..].first_chunk::<W>();
+            let weights = weights.expect("a weight for each tap and channel");
+            for j in 0..W {
+                sums[j] = weights[j].mul_add(x[j], sums[j]);
+            }
+        }
+        for j in 0..W {
+            let sum = if sums[j] < self.lo { self.lo } else { sums[j] };
+            out[j] = if sum > self.hi { self.hi } else { sum };
+        }
+    }
+}
+
+/// What becomes of the `W` channels from `first` that the taps of one output
+/// pixel read.
+trait Pool<T> {
+    fn pool<const W: usize>(&self, taps: &[u32], x: &[T], first: usize, out: &mut [T; W]);
+}
+
+/// The taps inside the image, and the `W` channels from `first` of each.
+#[inline(always)]
+fn inside<'a, T, const W: usize>(
     taps: &'a [u32],
-    x: &'a [u8],
+    x: &'a [T],
     first: usize,
-) -> impl Iterator<Item = &'a [u8; W]> {
-    let inside = taps.iter().filter(|&&offset| offset != OUTSIDE);
-    inside.map(move |&offset| x[offset as usize + first..].first_chunk().expect("W channels of a pixel"))
+) -> impl Iterator<Item = (usize, &'a [T; W])> {
+    let inside = taps.iter().enumerate().filter(|&(_, &offset)| offset != OUTSIDE);
+    inside.map(move |(tap, &offset)| {
+        (tap, x[offset as usize + first..].first_chunk().expect("W channels of a pixel"))
+    })
 }
 
 /// Pools every output pixel, as many channels at a time as fit.
 #[inline(always)]
-fn each_pixel(
-    pool: &impl Pool,
-    x: &[u8],
+fn each_pixel<T>(
+    pool: &impl Pool<T>,
+    x: &[T],
     taps: &Taps,
     channels: usize,
     pixels: Range<usize>,
-    out: &mut [u8],
+    out: &mut [T],
 ) {
     assert_eq!(out.len(), pixels.len() * channels, "length of the output");
     let count = taps.count();
@@ -110,18 +199,18 @@ fn each_pixel(
     }
     for (out, taps) in out.chunks_exact_mut(channels).zip(offsets.chunks_exact(count)) {
         match channels {
-            64.. => each_channels::<64>(pool, taps, x, out),
-            32.. => each_channels::<32>(pool, taps, x, out),
-            16.. => each_channels::<16>(pool, taps, x, out),
-            8.. => each_channels::<8>(pool, taps, x, out),
-            _ => each_channels::<1>(pool, taps, x, out),
+            64.. => each_channels::<T, 64>(pool, taps, x, out),
+            32.. => each_channels::<T, 32>(pool, taps, x, out),
+            16.. => each_channels::<T, 16>(pool, taps, x, out),
+            8.. => each_channels::<T, 8>(pool, taps, x, out),
+            _ => each_channels::<T, 1>(pool, taps, x, out),
         }
     }
 }
 
 /// Pools one pixel, `W` channels at a time; the last `W` may overlap those before.
 #[inline(always)]
-fn each_channels<const W: usize>(pool: &impl Pool, taps: &[u32], x: &[u8], out: &mut [u8]) {
+fn each_channels<T, const W: usize>(pool: &impl Pool<T>, taps: &[u32], x: &[T], out: &mut [T]) {
     for first in (0..out.len()).step_by(W) {
         let first = first.min(out.len() - W);
         pool.pool::<W>(taps, x, first, out[first..].first_chunk_mut().expect("W channels"));

@@ -16,6 +16,7 @@ mod portable;
 
 use crate::isa::Kernels;
 use crate::matrix::{Matrix, MatrixMut};
+use crate::rows::Rows;
 
 pub use panels::{Gather, Panels, Run};
 pub(crate) use panels::{gather, transpose};
@@ -33,6 +34,8 @@ pub enum Start<'a> {
     Zero,
     /// One value for each row.
     Rows(&'a [f32]),
+    /// One value for each column.
+    Cols(&'a [f32]),
     /// The output as it is.
     Out,
 }
@@ -59,8 +62,8 @@ impl Right<'_> {
 /// A matrix product.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    /// `[m][k]`.
-    pub left: Matrix<'a>,
+    /// `[m][k]`, where `k` counts the elements of all taps.
+    pub left: Rows<'a, f32>,
     /// `[k][p]`.
     pub right: Right<'a>,
     /// What the sums begin with.
@@ -73,8 +76,8 @@ pub struct Product<'a> {
 
 impl<'a> Product<'a> {
     /// A product from 0 on, without bounds.
-    pub fn new(left: Matrix<'a>, right: Right<'a>) -> Product<'a> {
-        Product { left, right, start: Start::Zero, lo: f32::NEG_INFINITY, hi: f32::INFINITY }
+    pub fn new(left: impl Into<Rows<'a, f32>>, right: Right<'a>) -> Product<'a> {
+        Product { left: left.into(), right, start: Start::Zero, lo: f32::NEG_INFINITY, hi: f32::INFINITY }
     }
 }
 
@@ -95,24 +98,33 @@ const MOST_ROWS: usize = 8;
 /// One tile's task. The functions that take it rely on:
 ///
 /// - `rows` and `cols` are at least 1 and at most what the [`Tile`] says;
-/// - `left` holds `depth` elements from `i * left_stride`, for each row `i`;
-/// - `right` holds `cols` elements from `k * right_stride`, for each `k` below `depth`;
+/// - `left` has `rows` rows from `first`;
+/// - `right` holds `cols` elements from `k * right_stride`, for each element `k`
+///   of a row of `left`, its taps one after the other;
 /// - `out` points to the first of `rows` runs of `cols` elements, `out_stride`
-///   apart, that nobody else accesses.
+///   apart, that nobody else accesses;
+/// - what [`Begin`] says.
 struct Block<'a> {
     rows: usize,
     cols: usize,
-    depth: usize,
-    left: &'a [f32],
-    left_stride: usize,
+    left: Rows<'a, f32>,
+    first: usize,
     right: &'a [f32],
     right_stride: usize,
-    /// What each row begins with; nothing where that is `out`.
-    start: Option<[f32; MOST_ROWS]>,
+    begin: Begin,
     lo: f32,
     hi: f32,
     out: *mut f32,
     out_stride: usize,
+}
+
+/// What the sums of a tile begin with.
+#[derive(Clone, Copy)]
+enum Begin {
+    /// One value for each row.
+    Rows([f32; MOST_ROWS]),
+    /// For each row of the tile `cols` elements to be read, this many apart.
+    At(*const f32, usize),
 }
 
 impl Kernels {
@@ -134,7 +146,7 @@ impl Kernels {
     /// The sizes do not fit, or panels were packed for another width.
     pub fn product(&self, product: &Product<'_>, out: &mut MatrixMut<'_>) {
         let Product { left, right, start, lo, hi } = *product;
-        let [m, depth] = left.size();
+        let (m, depth) = (left.count(), left.taps() * left.depth());
         let [k, p] = right.size();
         assert!(
             depth == k && out.size() == [m, p],
@@ -142,8 +154,10 @@ impl Kernels {
             out.size()[0],
             out.size()[1]
         );
-        if let Start::Rows(values) = start {
-            assert_eq!(values.len(), m, "one start for each row");
+        match start {
+            Start::Rows(values) => assert_eq!(values.len(), m, "one start for each row"),
+            Start::Cols(values) => assert_eq!(values.len(), p, "one start for each column"),
+            Start::Zero | Start::Out => {}
         }
         if m == 0 || p == 0 {
             return;
@@ -160,35 +174,34 @@ impl Kernels {
         let together = m.div_ceil(m.div_ceil(self.product.rows));
         for first in (0..m).step_by(together) {
             let rows = together.min(m - first);
-            let start = match start {
-                Start::Zero => Some([0.0; MOST_ROWS]),
-                Start::Rows(values) => {
-                    let mut start = [0.0; MOST_ROWS];
-                    start[..rows].copy_from_slice(&values[first..][..rows]);
-                    Some(start)
-                }
-                Start::Out => None,
-            };
+            let mut by_row = [0.0; MOST_ROWS];
+            if let Start::Rows(values) = start {
+                by_row[..rows].copy_from_slice(&values[first..][..rows]);
+            }
             for col in (0..p).step_by(width) {
                 let (to, out_stride) = out.at(first, col);
                 let block = Block {
                     rows,
                     cols: width.min(p - col),
-                    depth,
-                    left: left.data().get(first * left.stride()..).unwrap_or_default(),
-                    left_stride: left.stride(),
+                    left,
+                    first,
                     right: data.get(col / width * panel..).unwrap_or_default(),
                     right_stride,
-                    start,
+                    begin: match start {
+                        Start::Zero | Start::Rows(_) => Begin::Rows(by_row),
+                        Start::Cols(values) => Begin::At(values[col..].as_ptr(), 0),
+                        Start::Out => Begin::At(to, out_stride),
+                    },
                     lo,
                     hi,
                     out: to,
                     out_stride,
                 };
                 // SAFETY: tables come only from `Kernels::available`, which yields those
-                // whose instruction set this CPU was found to have. A `Matrix` and
-                // `Panels` hold all their elements, and `out`, exclusively borrowed,
-                // has the `rows` x `cols` elements from `(first, col)`.
+                // whose instruction set this CPU was found to have. `Rows`, a `Matrix`
+                // and `Panels` hold all their elements, there is a start for each
+                // column, and `out`, exclusively borrowed, has the `rows` x `cols`
+                // elements from `(first, col)`.
                 unsafe { (self.product.run)(&block) };
             }
         }

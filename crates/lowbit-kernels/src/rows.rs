@@ -5,12 +5,12 @@ use std::slice;
 
 use crate::window::Window;
 
-/// The left matrix of a product: rows of bytes that were found to lie within
-/// their slice. A row is `taps` runs of `depth` bytes: run t of row i starts at
-/// the row's offset plus the tap's.
-#[derive(Clone, Debug)]
-pub struct Rows<'a> {
-    a: &'a [u8],
+/// The left matrix of a product: rows of elements that were found to lie within
+/// their slice. A row is `taps` runs of `depth` elements: run t of row i starts
+/// at the row's offset plus the tap's.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, T = u8> {
+    a: &'a [T],
     starts: Starts<'a>,
     taps: &'a [usize],
     first: usize,
@@ -26,27 +26,27 @@ enum Starts<'a> {
     Each(&'a [u32]),
 }
 
-impl<'a> Rows<'a> {
-    /// `count` rows of `depth` bytes, `stride` apart.
+impl<'a, T> Rows<'a, T> {
+    /// `count` rows of `depth` elements, `stride` apart.
     ///
     /// # Panics
     ///
     /// They do not lie in `a`.
-    pub fn strided(a: &'a [u8], stride: usize, count: usize, depth: usize) -> Rows<'a> {
+    pub fn strided(a: &'a [T], stride: usize, count: usize, depth: usize) -> Rows<'a, T> {
         check_matrix("left matrix", a.len(), count, depth, stride);
         Rows { a, starts: Starts::Stride(stride), taps: &[0], first: 0, count, depth }
     }
 
     /// The windows that `windows` has, of images without padding: runs of
-    /// `depth` bytes.
+    /// `depth` elements.
     ///
     /// # Panics
     ///
     /// `a` ends before the last run.
-    pub fn gathered(a: &'a [u8], windows: &'a Windows, depth: usize) -> Rows<'a> {
+    pub fn gathered(a: &'a [T], windows: &'a Windows, depth: usize) -> Rows<'a, T> {
         let end = windows.last.checked_add(depth);
         let fits = windows.starts.is_empty() || end.is_some_and(|end| end <= a.len());
-        assert!(fits, "a window is too near the end of {} bytes", a.len());
+        assert!(fits, "a window is too near the end of {} elements", a.len());
         let (starts, taps) = (Starts::Each(&windows.starts), windows.taps.as_slice());
         Rows { a, starts, taps, first: 0, count: windows.starts.len(), depth }
     }
@@ -61,7 +61,7 @@ impl<'a> Rows<'a> {
     /// # Panics
     ///
     /// There are fewer.
-    pub fn range(&self, rows: Range<usize>) -> Rows<'a> {
+    pub fn range(&self, rows: Range<usize>) -> Rows<'a, T> {
         assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
         Rows { first: self.first + rows.start, count: rows.len(), ..*self }
     }
@@ -78,20 +78,20 @@ impl<'a> Rows<'a> {
         self.taps
     }
 
-    /// Bytes of one row and tap.
+    /// Elements of one row and tap.
     #[inline(always)]
     pub(crate) fn depth(&self) -> usize {
         self.depth
     }
 
-    /// The starts of the `R` rows from `first`: from each, `depth` bytes can be
+    /// The starts of the `R` rows from `first`: from each, `depth` elements can be
     /// read at every tap's offset.
     ///
     /// # Panics
     ///
     /// There are no such rows.
     #[inline(always)]
-    pub(crate) fn starts<const R: usize>(&self, first: usize) -> [*const u8; R] {
+    pub(crate) fn starts<const R: usize>(&self, first: usize) -> [*const T; R] {
         assert!(R <= self.count && first <= self.count - R);
         let first = self.first + first;
         let mut starts = [self.a.as_ptr(); R];
@@ -106,15 +106,15 @@ impl<'a> Rows<'a> {
         starts
     }
 
-    /// What the `R` rows from `first` hold for one tap: `depth` bytes each.
+    /// What the `R` rows from `first` hold for one tap: `depth` elements each.
     ///
     /// # Panics
     ///
     /// There is no such row or tap.
     #[inline(always)]
-    pub(crate) fn get<const R: usize>(&self, first: usize, tap: usize) -> [&'a [u8]; R] {
+    pub(crate) fn get<const R: usize>(&self, first: usize, tap: usize) -> [&'a [T]; R] {
         let offset = self.taps[tap];
-        // SAFETY: by the invariant, `depth` bytes of `a` lie at each start and tap.
+        // SAFETY: by the invariant, `depth` elements of `a` lie at each start and tap.
         self.starts(first).map(|start| unsafe { slice::from_raw_parts(start.add(offset), self.depth) })
     }
 }
@@ -122,7 +122,7 @@ impl<'a> Rows<'a> {
 /// Where the windows of a convolution lie in images without padding.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    /// For each output pixel, its window's first byte.
+    /// For each output pixel, its window's first element.
     starts: Vec<u32>,
     /// For each tap, its distance from there.
     taps: Vec<usize>,

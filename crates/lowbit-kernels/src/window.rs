@@ -125,7 +125,7 @@ impl Window {
 }
 
 /// An image copied into one with a border, so that every window of a
-/// convolution lies inside and each kernel row is one run of bytes: what makes
+/// convolution lies inside and each kernel row is one run of elements: what makes
 /// kernels of few channels fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bordered {
@@ -142,12 +142,12 @@ pub struct Bordered {
 }
 
 impl Bordered {
-    /// Bytes of the bordered image.
+    /// Elements of the bordered image.
     pub fn len(&self) -> usize {
         self.size[0] * self.size[1] * self.channels
     }
 
-    /// Whether it has no bytes.
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -155,6 +155,16 @@ impl Bordered {
 
 #[inline(always)]
 pub(crate) fn border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]) {
+    bordered(x, params, zero, out);
+}
+
+#[inline(always)]
+pub(crate) fn border_f32(x: &[f32], params: &Bordered, out: &mut [f32]) {
+    bordered(x, params, 0.0, out);
+}
+
+#[inline(always)]
+fn bordered<T: Copy>(x: &[T], params: &Bordered, zero: T, out: &mut [T]) {
     let Bordered { planar, input: [height, width], channels, pad, size } = *params;
     assert_eq!(x.len(), height * width * channels, "length of the image");
     assert_eq!(out.len(), params.len(), "length of the bordered image");
@@ -181,7 +191,7 @@ pub(crate) fn border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]) {
 
 /// One row of pixels from a row of each channel.
 #[inline(always)]
-fn interleave<'a>(plane: impl Fn(usize) -> &'a [u8], channels: usize, row: &mut [u8]) {
+fn interleave<'a, T: Copy + 'a>(plane: impl Fn(usize) -> &'a [T], channels: usize, row: &mut [T]) {
     match channels {
         1 => row.copy_from_slice(plane(0)),
         3 => {

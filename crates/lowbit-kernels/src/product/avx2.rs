@@ -1,14 +1,14 @@
-//! AVX2 with FMA: 4 rows by 3 vectors of columns.
+//! AVX2 with FMA: 6 rows by 2 vectors of columns.
 
 use std::arch::x86_64::*;
 
-use super::{Block, Tile};
+use super::{Begin, Block, Tile};
 
-pub(crate) const AVX2: Tile = Tile { rows: ROWS, cols: 3 * LANES, run: tile };
+pub(crate) const AVX2: Tile = Tile { rows: ROWS, cols: 2 * LANES, run: tile };
 
-/// 4 rows by 3 vectors: 12 accumulators, 3 vectors of the right matrix and one
+/// 6 rows by 2 vectors: 12 accumulators, 2 vectors of the right matrix and one
 /// broadcast element of the left one of the 16 registers.
-const ROWS: usize = 4;
+const ROWS: usize = 6;
 const LANES: usize = 8;
 /// Steps of `k` whose addresses share a base.
 const UNROLLED: usize = 4;
@@ -26,16 +26,15 @@ unsafe fn tile(block: &Block<'_>) {
                 match (block.rows, block.cols.div_ceil(LANES), whole) {
                     $(($rows, 1, true) => sized::<$rows, 1, true>(block),
                     ($rows, 2, true) => sized::<$rows, 2, true>(block),
-                    ($rows, 3, true) => sized::<$rows, 3, true>(block),
                     ($rows, 1, false) => sized::<$rows, 1, false>(block),
-                    ($rows, 2, false) => sized::<$rows, 2, false>(block),
-                    ($rows, 3, false) => sized::<$rows, 3, false>(block),)*
+                    ($rows, 2, false) => sized::<$rows, 2, false>(block),)*
+
                     (rows, vectors, _) => unreachable!("{rows} rows by {vectors} vectors"),
                 }
             }
         };
     }
-    by_size!(1 2 3 4)
+    by_size!(1 2 3 4 5 6)
 }
 
 /// A tile of `R` rows by `V` vectors, the last of which is partial unless `WHOLE`.
@@ -56,16 +55,17 @@ unsafe fn sized<const R: usize, const V: usize, const WHOLE: bool>(block: &Block
     let mut acc = [[_mm256_setzero_ps(); V]; R];
     for (r, acc) in acc.iter_mut().enumerate() {
         for (v, acc) in acc.iter_mut().enumerate() {
-            *acc = match &block.start {
-                Some(start) => _mm256_set1_ps(start[r]),
-                // SAFETY: row `r` of `out` has `cols` elements, and no others are read.
-                None => unsafe { load!(v, block.out.add(r * block.out_stride + v * LANES)) },
+            *acc = match &block.begin {
+                Begin::Rows(values) => _mm256_set1_ps(values[r]),
+                // SAFETY: of each row, `cols` elements can be read, and no others are.
+                Begin::At(start, stride) => unsafe { load!(v, start.add(r * stride + v * LANES)) },
             };
         }
     }
-    let (mut left, mut right) = (block.left.as_ptr(), block.right.as_ptr());
+    let (starts, depth) = (block.left.starts::<R>(block.first), block.left.depth());
+    let mut right = block.right.as_ptr();
     macro_rules! step {
-        ($k:expr) => {
+        ($at:expr) => {
             let mut x = [_mm256_setzero_ps(); V];
             for (v, x) in x.iter_mut().enumerate() {
                 // SAFETY: `right` points to row `k`, which has `cols` elements, and no
@@ -74,25 +74,28 @@ unsafe fn sized<const R: usize, const V: usize, const WHOLE: bool>(block: &Block
             }
             right = right.wrapping_add(block.right_stride);
             for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: each of the rows has `depth` elements, and `left` points to
-                // column `k - $k` of the first.
-                let w = _mm256_set1_ps(unsafe { *left.add(r * block.left_stride + $k) });
+                // SAFETY: `depth` elements can be read from each start at each tap's offset,
+                // which `$at` is beyond by fewer.
+                let w = _mm256_set1_ps(unsafe { *starts[r].add($at) });
                 for (acc, x) in acc.iter_mut().zip(x) {
                     *acc = _mm256_fmadd_ps(w, x, *acc);
                 }
             }
         };
     }
-    for _ in 0..block.depth / UNROLLED {
-        step!(0);
-        step!(1);
-        step!(2);
-        step!(3);
-        left = left.wrapping_add(UNROLLED);
-    }
-    for _ in 0..block.depth % UNROLLED {
-        step!(0);
-        left = left.wrapping_add(1);
+    for &offset in block.left.offsets() {
+        let mut at = offset;
+        for _ in 0..depth / UNROLLED {
+            step!(at);
+            step!(at + 1);
+            step!(at + 2);
+            step!(at + 3);
+            at += UNROLLED;
+        }
+        for _ in 0..depth % UNROLLED {
+            step!(at);
+            at += 1;
+        }
     }
     let (lo, hi) = (_mm256_set1_ps(block.lo), _mm256_set1_ps(block.hi));
     for (r, acc) in acc.into_iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Block, Tile};
+use super::{Begin, Block, Tile};
 
 pub(crate) const AVX512: Tile = Tile { rows: ROWS, cols: 3 * LANES, run: tile };
 
@@ -46,18 +46,19 @@ unsafe fn sized<const R: usize, const V: usize>(block: &Block<'_>) {
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     for (r, acc) in acc.iter_mut().enumerate() {
         for (v, acc) in acc.iter_mut().enumerate() {
-            *acc = match &block.start {
-                Some(start) => _mm512_set1_ps(start[r]),
-                // SAFETY: row `r` of `out` has all elements that the mask admits.
-                None => unsafe {
-                    _mm512_maskz_loadu_ps(mask(v), block.out.add(r * block.out_stride + v * LANES))
+            *acc = match &block.begin {
+                Begin::Rows(values) => _mm512_set1_ps(values[r]),
+                // SAFETY: of each row, `cols` elements can be read, and no others are.
+                Begin::At(start, stride) => unsafe {
+                    _mm512_maskz_loadu_ps(mask(v), start.add(r * stride + v * LANES))
                 },
             };
         }
     }
-    let (mut left, mut right) = (block.left.as_ptr(), block.right.as_ptr());
+    let (starts, depth) = (block.left.starts::<R>(block.first), block.left.depth());
+    let mut right = block.right.as_ptr();
     macro_rules! step {
-        ($k:expr) => {
+        ($at:expr) => {
             let mut x = [_mm512_setzero_ps(); V];
             for (v, x) in x.iter_mut().enumerate() {
                 // SAFETY: `right` points to row `k`, which has all elements that the
@@ -66,25 +67,28 @@ unsafe fn sized<const R: usize, const V: usize>(block: &Block<'_>) {
             }
             right = right.wrapping_add(block.right_stride);
             for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: each of the rows has `depth` elements, and `left` points to
-                // column `k - $k` of the first.
-                let w = _mm512_set1_ps(unsafe { *left.add(r * block.left_stride + $k) });
+                // SAFETY: `depth` elements can be read from each start at each tap's offset,
+                // which `$at` is beyond by fewer.
+                let w = _mm512_set1_ps(unsafe { *starts[r].add($at) });
                 for (acc, x) in acc.iter_mut().zip(x) {
                     *acc = _mm512_fmadd_ps(w, x, *acc);
                 }
             }
         };
     }
-    for _ in 0..block.depth / UNROLLED {
-        step!(0);
-        step!(1);
-        step!(2);
-        step!(3);
-        left = left.wrapping_add(UNROLLED);
-    }
-    for _ in 0..block.depth % UNROLLED {
-        step!(0);
-        left = left.wrapping_add(1);
+    for &offset in block.left.offsets() {
+        let mut at = offset;
+        for _ in 0..depth / UNROLLED {
+            step!(at);
+            step!(at + 1);
+            step!(at + 2);
+            step!(at + 3);
+            at += UNROLLED;
+        }
+        for _ in 0..depth % UNROLLED {
+            step!(at);
+            at += 1;
+        }
     }
     let (lo, hi) = (_mm512_set1_ps(block.lo), _mm512_set1_ps(block.hi));
     for (r, acc) in acc.into_iter().enumerate() {

@@ -37,6 +37,17 @@ impl<'a> Panels<'a> {
         [self.rows, self.cols]
     }
 
+    /// The `count` columns from `start`, the first one of a panel.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer, or `start` lies within a panel.
+    pub fn cols(self, start: usize, count: usize) -> Panels<'a> {
+        assert!(start <= self.cols && count <= self.cols - start, "columns outside the panels");
+        assert!(start.is_multiple_of(self.width), "column {start} lies within a panel");
+        Panels { data: self.data.get(start * self.rows..).unwrap_or_default(), cols: count, ..self }
+    }
+
     pub(super) fn data(&self) -> &'a [f32] {
         self.data
     }

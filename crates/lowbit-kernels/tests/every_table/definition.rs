@@ -30,7 +30,7 @@ pub fn pixel(w: &Window, o: [usize; 2], k: [usize; 2]) -> Option<[usize; 2]> {
 }
 
 /// All windows of the image, `[oy][ox]` by `[ky][kx][channel]`.
-pub fn im2col(w: &Window, x: &[u8], zero: u8) -> Vec<u8> {
+pub fn im2col<T: Copy>(w: &Window, x: &[T], zero: T) -> Vec<T> {
     let mut out = Vec::new();
     for o in pairs(w.output) {
         for k in pairs(w.kernel) {
@@ -59,25 +59,27 @@ pub fn depthwise(x: &[u8], window: &Window, weights: &[i8], x_zero: u8, requant:
     out
 }
 
-/// What each output pixel sees of each channel: the taps inside the image.
-fn seen(w: &Window, x: &[u8]) -> Vec<Vec<u8>> {
+/// What each output pixel sees of each channel: the taps inside the image, and
+/// their values.
+pub fn seen<T: Copy>(w: &Window, x: &[T]) -> Vec<Vec<(usize, T)>> {
     let mut all = Vec::new();
     for o in pairs(w.output) {
         for c in 0..w.channels {
-            let inside = pairs(w.kernel).filter_map(|k| pixel(w, o, k));
-            all.push(inside.map(|[y, column]| x[(y * w.input[1] + column) * w.channels + c]).collect());
+            let inside = pairs(w.kernel).enumerate().filter_map(|(t, k)| Some((t, pixel(w, o, k)?)));
+            let value = |[y, column]: [usize; 2]| x[(y * w.input[1] + column) * w.channels + c];
+            all.push(inside.map(|(t, at)| (t, value(at))).collect());
         }
     }
     all
 }
 
 pub fn max_pool(w: &Window, x: &[u8]) -> Vec<u8> {
-    seen(w, x).into_iter().map(|taps| taps.into_iter().max().unwrap_or(0)).collect()
+    seen(w, x).into_iter().map(|taps| taps.into_iter().map(|(_, x)| x).max().unwrap_or(0)).collect()
 }
 
 pub fn average_pool(w: &Window, x: &[u8], p: &Average) -> Vec<u8> {
-    let mean = |taps: Vec<u8>| {
-        let sum: i32 = taps.iter().map(|&x| i32::from(x) - i32::from(p.x_zero)).sum();
+    let mean = |taps: Vec<(usize, u8)>| {
+        let sum: i32 = taps.iter().map(|&(_, x)| i32::from(x) - i32::from(p.x_zero)).sum();
         let count = if p.padding_counts { w.taps() } else { taps.len() };
         round(sum as f32 * (p.x_scale / (count as f32 * p.scale)), p.zero, p.lo.into(), p.hi.into()) as u8
     };

@@ -4,10 +4,11 @@ mod definition;
 mod product;
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use lowbit_kernels::{
-    Add, Average, Bordered, Grid, Kernels, Mul, Output, PackedDepthwise, PackedWeights, Requant, Residual,
-    Rows, Taps, Window, Windows,
+    Add, Average, Bordered, Filters, Grid, Kernels, Mul, Output, PackedDepthwise, PackedWeights, Requant,
+    Residual, Rows, Taps, Window, Windows,
 };
 
 #[test]
@@ -25,7 +26,9 @@ fn every_table_equals_the_definition() {
         histogram,
         elementwise,
         pooling,
+        pooling_f32,
         product::products,
+        product::windows,
         product::gathered,
         product::transposed,
         product::shifted_sums,
@@ -523,6 +526,48 @@ fn pooling(kernels: &Kernels, failures: &mut Failures) {
     }
 }
 
+fn pooling_f32(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(14);
+    for channels in [1, 7, 16, 31, 64, 65, 130] {
+        for window in windows(channels) {
+            let x = product::reals(&mut random, window.input[0] * window.input[1] * channels, false);
+            let (weights, start) =
+                (random.f32s(window.taps() * channels, 1.0), product::reals(&mut random, channels, false));
+            let filters = Filters { weights: &weights, start: &start, lo: -0.25, hi: 2.5 };
+            let taps = Taps::new(&window).unwrap();
+            let (all, middle) = (taps.pixels(), taps.pixels() / 2);
+            let seen = definition::seen(&window, &x);
+            let want = |value: &dyn Fn(usize, &[(usize, f32)]) -> f32| -> Vec<f32> {
+                seen.iter().enumerate().map(|(i, taps)| value(i % channels, taps)).collect()
+            };
+            let mut check = |case: &str, run: &dyn Fn(Range<usize>, &mut [f32]), want: Vec<f32>| {
+                let mut got = vec![0.0; all * channels];
+                let (above, below) = got.split_at_mut(middle * channels);
+                run(0..middle, above);
+                run(middle..all, below);
+                failures.check_bits(kernels, (case, window), &got, &want);
+            };
+            let greatest = |_, taps: &[(usize, f32)]| taps.iter().fold(f32::NEG_INFINITY, |a, t| a.max(t.1));
+            check("max_pool_f32", &|p, y| kernels.max_pool_f32(&x, &taps, channels, p, y), want(&greatest));
+            for padding_counts in [false, true] {
+                let mean = |_, taps: &[(usize, f32)]| {
+                    let count = if padding_counts { window.taps() } else { taps.len().max(1) };
+                    taps.iter().fold(0.0, |sum, t| sum + t.1) / count as f32
+                };
+                let run = |p: Range<usize>, y: &mut [f32]| {
+                    kernels.average_pool_f32(&x, &taps, channels, padding_counts, p, y);
+                };
+                check("average_pool_f32", &run, want(&mean));
+            }
+            let weighted = |c: usize, taps: &[(usize, f32)]| {
+                let chain = |sum, &(t, x): &(usize, f32)| weights[t * channels + c].mul_add(x, sum);
+                taps.iter().fold(start[c], chain).clamp(-0.25, 2.5)
+            };
+            check("depthwise_f32", &|p, y| kernels.depthwise_f32(&x, &taps, &filters, p, y), want(&weighted));
+        }
+    }
+}
+
 fn bordered(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(13);
     for channels in [1, 2, 3, 5] {
@@ -547,6 +592,11 @@ fn bordered(kernels: &Kernels, failures: &mut Failures) {
                     })
                     .collect();
                 failures.check(kernels, ("border", params), &got, &want);
+                let values: Vec<f32> = x.iter().map(|&x| f32::from(x) - 77.0).collect();
+                let mut got = vec![1.0; params.len()];
+                kernels.border_f32(&values, &params, &mut got);
+                let want: Vec<f32> = want.iter().map(|&x| f32::from(x) - 77.0).collect();
+                failures.check_bits(kernels, ("border_f32", params), &got, &want);
             }
         }
     }

@@ -1,26 +1,30 @@
 //! The f32 product and what packs its right matrix.
 
-use lowbit_kernels::{Gather, Kernels, Matrix, MatrixMut, Panels, Product, Right, Run, Start};
+use lowbit_kernels::{
+    Gather, Kernels, Matrix, MatrixMut, Panels, Product, Right, Rows, Run, Start, Window, Windows,
+};
 
-use super::{Failures, Random};
+use super::{Failures, Random, definition};
 
 /// NaN has many forms, of which any will do.
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
-/// The chain of fused multiply-adds of each output, one at a time.
-fn chains(product: &Product<'_>, right: Matrix<'_>, out: &mut [f32]) {
+/// The chain of fused multiply-adds of each output, one at a time, for these
+/// rows on the left.
+fn chains<'a>(product: &Product<'_>, left: impl Fn(usize) -> &'a [f32], right: Matrix<'_>, out: &mut [f32]) {
     let [depth, cols] = right.size();
     for (i, out) in out.chunks_exact_mut(cols.max(1)).enumerate() {
         for (j, out) in out.iter_mut().enumerate() {
             let mut sum = match product.start {
                 Start::Zero => 0.0,
                 Start::Rows(values) => values[i],
+                Start::Cols(values) => values[j],
                 Start::Out => *out,
             };
             for k in 0..depth {
-                sum = product.left.row(i)[k].mul_add(right.row(k)[j], sum);
+                sum = left(i)[k].mul_add(right.row(k)[j], sum);
             }
             let sum = if sum < product.lo { product.lo } else { sum };
             *out = if sum > product.hi { product.hi } else { sum };
@@ -38,7 +42,8 @@ fn packed(right: Matrix<'_>, width: usize) -> Vec<f32> {
     data
 }
 
-fn reals(random: &mut Random, len: usize, special: bool) -> Vec<f32> {
+/// Values about 0, some of them extreme if `special`.
+pub fn reals(random: &mut Random, len: usize, special: bool) -> Vec<f32> {
     let mut x: Vec<f32> = random.f32s(len, 2.0).iter().map(|x| x - 1.0).collect();
     if special {
         let values =
@@ -69,16 +74,17 @@ pub fn products(kernels: &Kernels, failures: &mut Failures) {
             let left = Matrix::new(&a, m, depth + 3).cols(2, depth);
             let right = Matrix::new(&b, depth, p + 5).cols(5, p);
             let panels = packed(right, width);
-            let starts = reals(&mut random, m, special);
+            let (starts, biases) = (reals(&mut random, m, special), reals(&mut random, p, special));
             let before = reals(&mut random, m * (p + 3), special);
             let columns = [Right::Matrix(right), Right::Panels(Panels::new(&panels, depth, p, width))];
             for (start, lo, hi) in [
                 (Start::Zero, f32::NEG_INFINITY, f32::INFINITY),
                 (Start::Rows(&starts), 0.0, f32::INFINITY),
+                (Start::Cols(&biases), f32::NEG_INFINITY, 6.0),
                 (Start::Out, -0.5, 0.5),
             ] {
                 for (form, right_form) in columns.into_iter().enumerate() {
-                    let product = Product { left, right: right_form, start, lo, hi };
+                    let product = Product { left: left.into(), right: right_form, start, lo, hi };
                     let case = ("product", [m, depth, p], form, special, (lo, hi));
                     // Columns beside the output must stay as they are.
                     let (mut got, mut want) = (before.clone(), before.clone());
@@ -86,7 +92,7 @@ pub fn products(kernels: &Kernels, failures: &mut Failures) {
                     kernels.product(&product, &mut inner);
                     let mut exact: Vec<f32> =
                         before.chunks_exact(p + 3).take(m).flat_map(|row| &row[..p]).copied().collect();
-                    chains(&product, right, &mut exact);
+                    chains(&product, |i| left.row(i), right, &mut exact);
                     for (want, exact) in want.chunks_exact_mut(p + 3).zip(exact.chunks_exact(p.max(1))) {
                         want[..p].copy_from_slice(&exact[..p]);
                     }
@@ -94,6 +100,32 @@ pub fn products(kernels: &Kernels, failures: &mut Failures) {
                 }
             }
         }
+    }
+}
+
+/// Products of windows that are read where they lie, and of some columns of panels.
+pub fn windows(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(22);
+    let width = kernels.panel_width();
+    for (channels, window) in
+        [1, 2, 3, 5, 16].into_iter().flat_map(|c| super::windows(c).into_iter().map(move |w| (c, w)))
+    {
+        let window = Window { pad: [0, 0], output: window.output.map(|n| n / 3), ..window };
+        let (depth, cols) = (window.taps() * channels, 2 * width + 5);
+        let x = reals(&mut random, window.input[0] * window.input[1] * channels, false);
+        let (b, biases) = (reals(&mut random, depth * cols, false), reals(&mut random, cols, false));
+        let right = Matrix::new(&b, depth, cols);
+        let panels = packed(right, width);
+        let patches: Vec<f32> = definition::im2col(&window, &x, 0.0);
+        let rows = patches.len() / depth;
+        let windows = Windows::new(&window, 1).expect("a small image");
+        let columns = Right::Panels(Panels::new(&panels, depth, cols, width).cols(width, width + 5));
+        let left = Rows::gathered(&x, &windows, channels);
+        let product = Product { start: Start::Cols(&biases[width..]), ..Product::new(left, columns) };
+        let (mut got, mut want) = (vec![0.0; rows * (width + 5)], vec![0.0; rows * (width + 5)]);
+        kernels.product(&product, &mut MatrixMut::new(&mut got, rows, width + 5));
+        chains(&product, |i| &patches[i * depth..][..depth], right.cols(width, width + 5), &mut want);
+        failures.check(kernels, ("product of windows", window), &bits(&got), &bits(&want));
     }
 }
 

@@ -112,7 +112,7 @@ impl Image<'_> {
             };
             let bounds = if last { self.bounds } else { Bounds::NONE };
             let mut product = |right: Right| {
-                let left = w.cols(channels.start * taps, depth);
+                let left = w.cols(channels.start * taps, depth).into();
                 let Bounds { lo, hi } = bounds;
                 kernels.product(&Product { left, right, start, lo, hi }, &mut out);
             };
