@@ -24,6 +24,7 @@
 
 mod depthwise;
 mod elementwise;
+mod filters;
 mod gemm;
 mod grid;
 mod isa;
@@ -42,12 +43,13 @@ mod window;
 
 pub use depthwise::{MOST_TAPS, PackedDepthwise};
 pub use elementwise::{Add, Mul};
+pub use filters::Filters;
 pub use gemm::Output;
 pub use grid::Grid;
 pub use isa::{ISA_VARIABLE, Kernels};
 pub use matrix::{Matrix, MatrixMut};
 pub use pack::PackedWeights;
-pub use pool::{Average, Filters};
+pub use pool::Average;
 pub use product::{Gather, Panels, Product, Right, Run, Start};
 pub use requant::{Requant, Residual};
 pub use rows::{Rows, Windows};

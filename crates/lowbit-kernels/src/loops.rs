@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use crate::depthwise::PackedDepthwise;
 use crate::elementwise::{Add, Mul};
+use crate::filters::Filters;
 use crate::isa::Kernels;
 use crate::matrix::Matrix;
-use crate::pool::{Average, Filters};
+use crate::pool::Average;
 use crate::product::Gather;
 use crate::statistics::MinMax;
-use crate::window::{Bordered, Taps};
+use crate::window::{Bordered, Taps, Window};
 
 /// Makes of a list of signatures, each the path of an `#[inline(always)]`
 /// function: the struct of function pointers, a method of [`Kernels`] for each,
@@ -203,18 +204,20 @@ loops! {
         x: &[f32], taps: &Taps, channels: usize, padding_counts: bool, pixels: Range<usize>, out: &mut [f32]
     );
 
-    /// Depthwise f32 convolution of one NHWC image, for the output pixels `pixels`:
+    /// Depthwise f32 convolution of one NHWC image, for the output rows `rows`:
     ///
-    /// `y[p][c] = clamp(start[c] + sum_t weights[t][c] * x[p, t][c], lo, hi)`,
+    /// `y[p][c] = clamp(start[c] + sum_t weights[t][c] * x[p, t][c], lo, hi)`
     ///
-    /// each a chain of fused multiply-adds over the taps within the image, `t`
-    /// ascending, from `start` on.
+    /// with `[lo, hi] = bounds`, each a chain of fused multiply-adds over the taps
+    /// within the image, `t` ascending, from `start` on; NaN stays. `out` holds the
+    /// output rows `rows` only.
     ///
     /// # Panics
     ///
-    /// As [`Kernels::max_pool`], or there is not one weight for each tap and channel.
-    pool::depthwise_f32(
-        x: &[f32], taps: &Taps, filters: &Filters<'_>, pixels: Range<usize>, out: &mut [f32]
+    /// A slice does not have the length that the window and `rows` imply, or the
+    /// filters are not of its size.
+    filters::depthwise_f32(
+        x: &[f32], window: &Window, filters: &Filters, bounds: [f32; 2], rows: Range<usize>, out: &mut [f32]
     );
 
     /// Depthwise convolution (channel multiplier 1) of one NHWC image, for the

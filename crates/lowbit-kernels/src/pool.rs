@@ -1,5 +1,4 @@
-//! Pooling of NHWC images: codes (docs/quantization.md, equation 7) and f32. A
-//! depthwise f32 convolution is the weighted kind.
+//! Pooling of NHWC images: codes (docs/quantization.md, equation 7) and f32.
 
 use std::ops::Range;
 
@@ -25,19 +24,6 @@ pub struct Average {
     pub padding_counts: bool,
 }
 
-/// Parameters of [`Kernels::depthwise_f32`](crate::Kernels::depthwise_f32).
-#[derive(Clone, Copy, Debug)]
-pub struct Filters<'a> {
-    /// `[tap][channel]`.
-    pub weights: &'a [f32],
-    /// What the sum of each channel begins with.
-    pub start: &'a [f32],
-    /// Sums below become `lo`; NaN stays.
-    pub lo: f32,
-    /// Sums above become `hi`; NaN stays.
-    pub hi: f32,
-}
-
 #[inline(always)]
 pub(crate) fn max_pool(x: &[u8], taps: &Taps, channels: usize, pixels: Range<usize>, out: &mut [u8]) {
     each_pixel(&Greatest(0, u8::max), x, taps, channels, pixels, out);
@@ -59,7 +45,7 @@ impl<T: Copy, F: Fn(T, T) -> T> Pool<T> for Greatest<T, F> {
     #[inline(always)]
     fn pool<const W: usize>(&self, taps: &[u32], x: &[T], first: usize, out: &mut [T; W]) {
         let mut greatest = [self.0; W];
-        for (_, x) in inside::<T, W>(taps, x, first) {
+        for x in inside::<T, W>(taps, x, first) {
             for j in 0..W {
                 greatest[j] = (self.1)(greatest[j], x[j]);
             }
@@ -83,7 +69,7 @@ pub(crate) fn average_pool(
         fn pool<const W: usize>(&self, taps: &[u32], x: &[u8], first: usize, out: &mut [u8; W]) {
             let Mean(params, rounder) = self;
             let (mut sums, mut count) = ([0i32; W], 0i32);
-            for (_, x) in inside::<u8, W>(taps, x, first) {
+            for x in inside::<u8, W>(taps, x, first) {
                 count = count.wrapping_add(1);
                 for j in 0..W {
                     sums[j] = sums[j].wrapping_add(x[j].into());
@@ -115,7 +101,7 @@ pub(crate) fn average_pool_f32(
         #[inline(always)]
         fn pool<const W: usize>(&self, taps: &[u32], x: &[f32], first: usize, out: &mut [f32; W]) {
             let (mut sums, mut count) = ([0f32; W], 0);
-            for (_, x) in inside::<f32, W>(taps, x, first) {
+            for x in inside::<f32, W>(taps, x, first) {
                 count += 1;
                 for j in 0..W {
                     sums[j] += x[j];
@@ -131,54 +117,21 @@ pub(crate) fn average_pool_f32(
     each_pixel(&Mean(padding_counts), x, taps, channels, pixels, out);
 }
 
-#[inline(always)]
-pub(crate) fn depthwise_f32(
-    x: &[f32],
-    taps: &Taps,
-    filters: &Filters<'_>,
-    pixels: Range<usize>,
-    out: &mut [f32],
-) {
-    let channels = filters.start.len();
-    assert_eq!(filters.weights.len(), taps.count() * channels, "a weight for each tap and channel");
-    each_pixel(filters, x, taps, channels, pixels, out);
-}
-
-impl Pool<f32> for Filters<'_> {
-    #[inline(always)]
-    fn pool<const W: usize>(&self, taps: &[u32], x: &[f32], first: usize, out: &mut [f32; W]) {
-        let mut sums: [f32; W] = *self.start[first..].first_chunk().expect("a start for each channel");
-        for (tap, x) in inside::<f32, W>(taps, x, first) {
-            let weights = self.weights[tap * self.start.len() + first..].first_chunk::<W>();
-            let weights = weights.expect("a weight for each tap and channel");
-            for j in 0..W {
-                sums[j] = weights[j].mul_add(x[j], sums[j]);
-            }
-        }
-        for j in 0..W {
-            let sum = if sums[j] < self.lo { self.lo } else { sums[j] };
-            out[j] = if sum > self.hi { self.hi } else { sum };
-        }
-    }
-}
-
 /// What becomes of the `W` channels from `first` that the taps of one output
 /// pixel read.
 trait Pool<T> {
     fn pool<const W: usize>(&self, taps: &[u32], x: &[T], first: usize, out: &mut [T; W]);
 }
 
-/// The taps inside the image, and the `W` channels from `first` of each.
+/// The `W` channels from `first` of each tap inside the image.
 #[inline(always)]
 fn inside<'a, T, const W: usize>(
     taps: &'a [u32],
     x: &'a [T],
     first: usize,
-) -> impl Iterator<Item = (usize, &'a [T; W])> {
-    let inside = taps.iter().enumerate().filter(|&(_, &offset)| offset != OUTSIDE);
-    inside.map(move |(tap, &offset)| {
-        (tap, x[offset as usize + first..].first_chunk().expect("W channels of a pixel"))
-    })
+) -> impl Iterator<Item = &'a [T; W]> {
+    let inside = taps.iter().filter(|&&offset| offset != OUTSIDE);
+    inside.map(move |&offset| x[offset as usize + first..].first_chunk().expect("W channels of a pixel"))
 }
 
 /// Pools every output pixel, as many channels at a time as fit.

@@ -108,6 +108,16 @@ impl Window {
         first..end
     }
 
+    /// The kernel's rows (axis 0) or columns (axis 1) by which output `o` reads
+    /// inside the image.
+    #[inline(always)]
+    pub(crate) fn taps_inside(&self, axis: usize, o: usize) -> Range<usize> {
+        let at = o * self.stride[axis];
+        let taps = |reach: usize| reach.div_ceil(self.dilation[axis]).min(self.kernel[axis]);
+        let end = taps((self.input[axis] + self.pad[axis]).saturating_sub(at));
+        taps(self.pad[axis].saturating_sub(at)).min(end)..end
+    }
+
     /// The input row (axis 0) or column (axis 1) that tap `k` of output `o`
     /// reads, if it lies inside the image.
     #[inline(always)]

@@ -2,9 +2,12 @@
 
 mod clamped;
 mod codes;
+mod float;
+mod images;
 mod integer;
 mod lower;
 mod plan;
+mod pool;
 mod report;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -171,3 +174,6 @@ impl Session {
         &self.report
     }
 }
+
+#[cfg(test)]
+mod tests;

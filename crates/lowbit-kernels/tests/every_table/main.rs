@@ -528,14 +528,15 @@ fn pooling(kernels: &Kernels, failures: &mut Failures) {
 
 fn pooling_f32(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(14);
-    for channels in [1, 7, 16, 31, 64, 65, 130] {
-        for window in windows(channels) {
+    for channels in [1, 2, 7, 16, 31, 64, 65, 130] {
+        let wide = Window { input: [5, 40], output: [5, 40], ..windows(channels)[0] };
+        for window in windows(channels).into_iter().chain([wide]) {
             let x = product::reals(&mut random, window.input[0] * window.input[1] * channels, false);
             let (weights, start) =
                 (random.f32s(window.taps() * channels, 1.0), product::reals(&mut random, channels, false));
-            let filters = Filters { weights: &weights, start: &start, lo: -0.25, hi: 2.5 };
+            let filters = Filters::new(&weights, &start);
             let taps = Taps::new(&window).unwrap();
-            let (all, middle) = (taps.pixels(), taps.pixels() / 2);
+            let (all, middle) = (taps.pixels(), window.output[0] / 2 * window.output[1]);
             let seen = definition::seen(&window, &x);
             let want = |value: &dyn Fn(usize, &[(usize, f32)]) -> f32| -> Vec<f32> {
                 seen.iter().enumerate().map(|(i, taps)| value(i % channels, taps)).collect()
@@ -563,7 +564,12 @@ fn pooling_f32(kernels: &Kernels, failures: &mut Failures) {
                 let chain = |sum, &(t, x): &(usize, f32)| weights[t * channels + c].mul_add(x, sum);
                 taps.iter().fold(start[c], chain).clamp(-0.25, 2.5)
             };
-            check("depthwise_f32", &|p, y| kernels.depthwise_f32(&x, &taps, &filters, p, y), want(&weighted));
+            let width = window.output[1];
+            let run = |p: Range<usize>, y: &mut [f32]| {
+                let rows = p.start / width..p.end / width;
+                kernels.depthwise_f32(&x, &window, &filters, [-0.25, 2.5], rows, y);
+            };
+            check("depthwise_f32", &run, want(&weighted));
         }
     }
 }

@@ -6,6 +6,7 @@
 //! result; and a QuantizeLinear takes over the operator before it, if that has
 //! a form that gives codes. What nothing reads any more is gone.
 
+mod images;
 mod layout;
 mod means;
 mod residual;
@@ -23,7 +24,8 @@ use super::integer::boundary::{Dequantize, FlipSign, Quantize};
 use super::integer::conv::QConv;
 use super::integer::elementwise::{Operation, QBinary, Table};
 use super::integer::linear::QLinear;
-use super::integer::pool::{QAveragePool, QMaxPool, Windows};
+
+use super::pool::{ImageMaxPool, QAveragePool, Windows};
 use super::report::{Fallback, Report};
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Uses, Var};
@@ -45,7 +47,7 @@ pub fn lower(graph: &Graph) -> Result<(Graph, Report)> {
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
     let lowered = means::of_codes(&residual::fold_additions(&fold_dequantized(&lowered)?)?)?;
     let report = lowering.report(&lowered);
-    Ok((lowered, report))
+    Ok((images::channels_last_images(&lowered)?, report))
 }
 
 /// Constants that are still dequantized at run time, dequantized now.
@@ -468,7 +470,7 @@ fn moved(b: &mut Builder, node: &Node, op: &Arc<dyn Op>, inputs: &[Var]) -> Resu
     let pool = op.is::<MaxPool>().filter(|_| images);
     let y = if let Some(windows) = pool.and_then(|p| sliding(&p.pool)) {
         let x = channels_last(b, x)?;
-        let y = b.apply(&node.name, Arc::new(QMaxPool { windows }), &[x])?;
+        let y = b.apply(&node.name, Arc::new(ImageMaxPool { windows }), &[x])?;
         channels_first(b, y)?
     } else if op.is::<Concat>().is_some() {
         let mut parts = vec![];
@@ -500,7 +502,8 @@ fn average(op: &dyn Op) -> Option<(Windows, bool)> {
     if op.is::<GlobalAveragePool>().is_some() {
         return Some((Windows::Global, false));
     }
-    let pool = op.is::<AveragePool>()?;
+    // Padding counts, but not what the last window reaches beyond it.
+    let pool = op.is::<AveragePool>().filter(|op| !(op.pool.ceil && op.include_padding))?;
     Some((sliding(&pool.pool)?, pool.include_padding))
 }
 

@@ -2,13 +2,13 @@
 
 use lowbit_kernels::Kernels;
 
-use super::fact;
 use crate::error::Result;
 use crate::op::{
     Attribute, Attributes, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine,
 };
 use crate::parallel;
 use crate::session::codes::Codes;
+use crate::session::images::fact;
 use crate::tensor::{DType, Tensor};
 
 /// Elements that one task converts.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use lowbit_kernels::{Bordered, Kernels, MOST_TAPS, PackedDepthwise, PackedWeights, Rows, Window, Windows};
 
 use super::product::{Epilogue, Out, Product, added};
-use super::{fact, nhwc, window};
 use crate::error::{Result, invalid};
 use crate::op::{
     Attribute, Attributes, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine,
 };
 use crate::ops::conv::Conv;
 use crate::parallel;
+use crate::session::images::{bordered, fact, is_padded, nhwc, window};
 use crate::tensor::Tensor;
 
 /// Below this many channels, NCHW images are as good as NHWC.
@@ -156,7 +156,7 @@ impl Op for QConv {
                 None => Algorithm::DepthwiseToF32,
             },
             Weights::Matrices { matrices, by_rows } => {
-                let plain = (window.kernel, window.stride, window.pad) == ([1, 1], [1, 1], [0, 0]);
+                let plain = (window.kernel, window.stride) == ([1, 1], [1, 1]) && !is_padded(&window);
                 let filled = matrices.first().map_or(0, PackedWeights::depth);
                 let channels = self.channels[0];
                 if plain && matrices.len() == 1 && filled == channels {
@@ -172,7 +172,7 @@ impl Op for QConv {
                             (share, last + reach(channels - share + filled))
                         }
                     };
-                    let inside = window.pad == [0, 0] && !self.planar && filled == run;
+                    let inside = !self.planar && !is_padded(&window) && filled == run;
                     let border = (!inside).then(|| bordered(&window, self.planar, columns));
                     let size = border.map_or(window.input, |b| b.size);
                     let kernel = if *by_rows { [self.kernel[0], 1] } else { self.kernel };
@@ -191,22 +191,6 @@ impl Op for QConv {
     fn macs(&self, _: &[&Fact], y: &[&Fact]) -> u64 {
         let [inputs, _] = self.channels;
         y[0].elements() * (self.kernel[0] * self.kernel[1] * inputs / self.conv.group) as u64
-    }
-}
-
-/// The border that makes all windows lie inside, `columns` pixels wide.
-fn bordered(window: &Window, planar: bool, columns: usize) -> Bordered {
-    let needed = |axis: usize, span: usize| {
-        let read = window.output[axis].saturating_sub(1) * window.stride[axis] + span;
-        read.max(window.pad[axis] + window.input[axis])
-    };
-    let rows = (window.kernel[0].max(1) - 1) * window.dilation[0] + 1;
-    Bordered {
-        planar,
-        input: window.input,
-        channels: window.channels,
-        pad: window.pad,
-        size: [needed(0, rows), needed(1, columns)],
     }
 }
 

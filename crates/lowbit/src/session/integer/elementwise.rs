@@ -2,12 +2,12 @@
 
 use lowbit_kernels::{Add, Kernels, Mul};
 
-use super::fact;
 use crate::error::Result;
 use crate::op::{Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::ops::{broadcast, strided};
 use crate::parallel;
 use crate::session::codes::Codes;
+use crate::session::images::fact;
 use crate::tensor::{DType, Tensor};
 
 /// Elements that one task computes.

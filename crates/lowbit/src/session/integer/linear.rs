@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use lowbit_kernels::{PackedWeights, Rows};
 
-use super::fact;
 use super::product::{Epilogue, Out, Product, added};
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
+use crate::session::images::fact;
 use crate::tensor::Tensor;
 
 /// `acc[.., n] = sum_k (x[.., k] - z_x) w[n][k]` in i32, then the [`Epilogue`].

@@ -1,9 +1,9 @@
 //! The mean of each channel of codes, in f32.
 
-use super::{fact, nhwc};
 use crate::error::{Result, invalid};
 use crate::op::{Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::session::codes::Codes;
+use crate::session::images::{fact, nhwc};
 use crate::tensor::{DType, Tensor};
 
 /// Channels that are summed together.

@@ -204,7 +204,7 @@ impl Product<'_> {
         let middle = start.midpoint(end);
         let at = weights.columns_of(start..middle).len();
         let (left, right) = out.split_columns(at);
-        let part = |panels, added, out| Product { rows: rows.clone(), panels, added, out, ..self };
+        let part = |panels, added, out| Product { rows: *rows, panels, added, out, ..self };
         let first = part(start..middle, added, left);
         (first, part(middle..end, added.map(|(b, pitch)| (&b[at..], pitch)), right))
     }

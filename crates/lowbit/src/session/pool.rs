@@ -1,16 +1,18 @@
-//! Pooling of NHWC codes.
+//! Pooling of NHWC images, of codes or of f32 values.
+
+use std::ops::Range;
 
 use lowbit_kernels::{Average, Kernels, Taps, Window};
 
-use super::{fact, nhwc, window};
+use super::codes::Codes;
+use super::images::{fact, nhwc, window};
 use crate::error::{Result, invalid};
 use crate::op::{Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::ops::window::Window as Geometry;
 use crate::parallel;
-use crate::session::codes::Codes;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
-/// Codes read that are worth a task of their own.
+/// Values read that are worth a task of their own.
 const TASK: usize = 1 << 17;
 
 /// The windows of a pooling operator.
@@ -31,7 +33,7 @@ pub enum Windows {
 
 impl Windows {
     fn fact(&self, x: &Fact) -> Result<Vec<Fact>> {
-        let [n, h, w, c] = &x.shape[..] else { return Err(invalid!("expected NHWC codes, found {x}")) };
+        let [n, h, w, c] = &x.shape[..] else { return Err(invalid!("expected NHWC images, found {x}")) };
         let channels = c.known().ok_or_else(|| invalid!("the number of channels is not known"))?;
         let spatial = match self {
             Windows::Global => vec![1.into(), 1.into()],
@@ -39,12 +41,12 @@ impl Windows {
                 geometry.dims(kernel, &[h.clone(), w.clone()], *ceil)?
             }
         };
-        fact(DType::U8, nhwc(n, spatial, channels))
+        fact(x.dtype, nhwc(n, spatial, channels))
     }
 
     fn resolve(&self, shape: &[usize]) -> Result<Window> {
         let &[_, h, w, channels] = shape else {
-            return Err(invalid!("expected NHWC codes, found {shape:?}"));
+            return Err(invalid!("expected NHWC images, found {shape:?}"));
         };
         match self {
             Windows::Global => window(&Geometry::default(), &[h, w], [h, w], channels, false),
@@ -61,16 +63,16 @@ impl Windows {
     }
 }
 
-/// The greatest code of each window; padding does not count.
+/// The greatest code or value of each window; padding does not count.
 #[derive(Clone, Debug)]
-pub struct QMaxPool {
+pub struct ImageMaxPool {
     /// The windows.
     pub windows: Windows,
 }
 
-impl Op for QMaxPool {
+impl Op for ImageMaxPool {
     fn name(&self) -> &'static str {
-        "QMaxPool"
+        "ImageMaxPool"
     }
     fn domain(&self) -> &'static str {
         "lowbit"
@@ -131,6 +133,33 @@ impl Op for QAveragePool {
     }
 }
 
+/// The mean of each window of f32 values.
+#[derive(Clone, Debug)]
+pub struct ImageAveragePool {
+    /// The windows.
+    pub windows: Windows,
+    /// Whether padding counts, as 0.
+    pub count_include_pad: bool,
+}
+
+impl Op for ImageAveragePool {
+    fn name(&self) -> &'static str {
+        "ImageAveragePool"
+    }
+    fn domain(&self) -> &'static str {
+        "lowbit"
+    }
+    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
+        self.windows.fact(x[0])
+    }
+    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+        eval_by_routine(self, x)
+    }
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        self.windows.prepared(Kind::PlainMean { padding_counts: self.count_include_pad }, &x[0])
+    }
+}
+
 /// A pool of known size.
 #[derive(Debug)]
 struct Pooling {
@@ -143,24 +172,54 @@ struct Pooling {
 enum Kind {
     Greatest,
     Mean(Average),
+    PlainMean { padding_counts: bool },
+}
+
+impl Pooling {
+    /// Calls `f(image, output pixels, their values)` for tasks of whole output
+    /// rows of one image.
+    fn each_rows<T: Sync, U: Send>(
+        &self,
+        x: &[T],
+        y: &mut [U],
+        f: impl Fn(&[T], Range<usize>, &mut [U]) + Sync,
+    ) {
+        let Window { input: [height, width], output: [oh, ow], channels, .. } = self.window;
+        let image = height * width * channels;
+        let rows = parallel::rows_of_a_task(TASK, ow * self.window.taps() * channels, oh);
+        parallel::chunks(y, rows * ow * channels, |task, y| {
+            let (i, first) = (task * rows / oh, task * rows % oh * ow);
+            f(&x[i * image..][..image], first..first + rows * ow, y);
+        });
+    }
 }
 
 impl Routine for Pooling {
     fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
-        let Window { input: [height, width], channels, .. } = self.window;
-        let (x, image) = (x[0].u8()?, height * width * channels);
-        // Tasks are whole output rows of one image.
-        let [oh, ow] = self.window.output;
-        let rows = parallel::rows_of_a_task(TASK, ow * self.window.taps() * channels, oh);
-        parallel::chunks(y.u8()?, rows * ow * channels, |task, out| {
-            let (i, first) = (task * rows / oh, task * rows % oh * ow);
-            let image = &x[i * image..][..image];
-            let pixels = first..first + rows * ow;
-            match &self.kind {
-                Kind::Greatest => Kernels::best().max_pool(image, &self.taps, channels, pixels, out),
-                Kind::Mean(p) => Kernels::best().average_pool(image, &self.taps, channels, p, pixels, out),
+        let (taps, channels, kernels) = (&self.taps, self.window.channels, Kernels::best());
+        match (&self.kind, x[0]) {
+            (Kind::Greatest, View::F32(x)) => {
+                self.each_rows(x, y.f32()?, |x, pixels, y| {
+                    kernels.max_pool_f32(x, taps, channels, pixels, y)
+                });
             }
-        });
+            (Kind::Greatest, x) => {
+                self.each_rows(x.u8()?, y.u8()?, |x, pixels, y| {
+                    kernels.max_pool(x, taps, channels, pixels, y)
+                });
+            }
+            (Kind::Mean(p), x) => {
+                let pool =
+                    |x: &[u8], pixels, y: &mut [u8]| kernels.average_pool(x, taps, channels, p, pixels, y);
+                self.each_rows(x.u8()?, y.u8()?, pool);
+            }
+            (Kind::PlainMean { padding_counts }, x) => {
+                let pool = |x: &[f32], pixels, y: &mut [f32]| {
+                    kernels.average_pool_f32(x, taps, channels, *padding_counts, pixels, y);
+                };
+                self.each_rows(x.f32()?, y.f32()?, pool);
+            }
+        }
         Ok(())
     }
     fn algorithm(&self) -> &'static str {
