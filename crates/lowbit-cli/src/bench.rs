@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use lowbit::analysis::{Profile, profile, random_inputs};
 use lowbit::onnx;
+use lowbit::session::Report;
+use serde::Serialize;
 
 use crate::data::positive;
-use crate::model::runner;
+use crate::model::Engine;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::table::{Table, bytes, count, percent};
@@ -18,6 +20,7 @@ use crate::table::{Table, bytes, count, percent};
 Examples:
   lowbit bench model.int8.onnx
   lowbit bench model.onnx --batch 8 --threads 1 --runs 100
+  lowbit bench model.int8.onnx --fastest
   lowbit bench text.onnx --dim T=128")]
 pub struct Args {
     /// The model, float or quantized.
@@ -40,14 +43,21 @@ pub struct Args {
     /// Nodes to list, the slowest first.
     #[arg(long, value_name = "K", default_value_t = 20)]
     nodes: usize,
-    /// Run on the float reference executor in place of the int8 engine.
-    #[arg(long)]
-    reference: bool,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 fn dimension(text: &str) -> Result<(String, usize), String> {
     let (name, size) = text.rsplit_once('=').ok_or_else(|| format!("{text:?} is not NAME=N"))?;
     Ok((name.to_string(), positive(size)?))
+}
+
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    profile: Profile,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<Report>,
 }
 
 /// Runs the command.
@@ -58,11 +68,13 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let graph = onnx::load(&args.model)?;
     let sizes: BTreeMap<String, usize> = args.dims.iter().cloned().collect();
     let inputs = random_inputs(&graph, args.batch, &sizes)?;
-    let model = runner(graph, args.reference)?;
+    let (model, report) = args.engine.runner(graph, |_| Ok(inputs.clone()))?;
     let progress = Progress::new("running", args.warm_up.saturating_add(args.runs.saturating_mul(2)));
     let profile = profile(&*model, &inputs, args.warm_up, args.runs, &mut |done| progress.at(done))?;
     drop(progress);
-    Output::new(text(&profile, args.nodes), &profile)
+    let report_text = report.as_ref().map_or(String::new(), |report| format!("\n{report}"));
+    let text = text(&profile, args.nodes) + &report_text;
+    Output::new(text, &Measured { profile, report })
 }
 
 fn text(p: &Profile, listed: usize) -> String {

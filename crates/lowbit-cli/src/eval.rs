@@ -1,12 +1,13 @@
 //! `lowbit eval`: the accuracy of models, side by side.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lowbit::analysis::{Evaluation, Runner, evaluate};
+use lowbit::analysis::{Evaluation, Runner, evaluate, random_inputs};
 use lowbit::onnx;
 
 use crate::data::{DataArgs, positive};
-use crate::model::runner;
+use crate::model::Engine;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::table::{Table, percent};
@@ -30,9 +31,8 @@ pub struct Args {
     /// Samples that run at once.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     batch: usize,
-    /// Run on the float reference executor in place of the int8 engine.
-    #[arg(long)]
-    reference: bool,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 /// Runs the command.
@@ -44,7 +44,9 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         if data.is_none() {
             data = Some(args.data.open(path, &graph)?);
         }
-        models.push((name.clone(), runner(graph, args.reference).map_err(|e| e.at(name))?));
+        let inputs = |g: &_| random_inputs(g, args.batch, &BTreeMap::new());
+        let (runner, _) = args.engine.runner(graph, inputs).map_err(|e| e.at(&name))?;
+        models.push((name, runner));
     }
     let Some(data) = data else { anyhow::bail!("give at least one model") };
     let progress = Progress::new("evaluating", data.len());

@@ -5,11 +5,38 @@ use std::path::{Path, PathBuf};
 
 use lowbit::analysis::Runner;
 use lowbit::graph::{Graph, Value};
-use lowbit::session::Session;
+use lowbit::session::{Report, Session};
+use lowbit::tensor::Tensor;
 
-/// Something that runs `graph`: the float reference, or the engine.
-pub fn runner(graph: Graph, reference: bool) -> lowbit::Result<Box<dyn Runner>> {
-    Ok(if reference { Box::new(graph) } else { Box::new(Session::compile(&graph)?) })
+/// What runs a model.
+#[derive(clap::Args)]
+pub struct Engine {
+    /// Run on the float reference executor in place of the int8 engine.
+    #[arg(long)]
+    reference: bool,
+    /// Leave those quantized nodes in float that are measured to be faster so, borders included.
+    #[arg(long, conflicts_with = "reference")]
+    fastest: bool,
+}
+
+impl Engine {
+    /// Something that runs `graph`; what is to be fastest, for `inputs`. With it the
+    /// report of what runs in integers, if nodes were chosen by their speed.
+    pub fn runner(
+        &self,
+        graph: Graph,
+        inputs: impl FnOnce(&Graph) -> lowbit::Result<Vec<Tensor>>,
+    ) -> lowbit::Result<(Box<dyn Runner>, Option<Report>)> {
+        if self.reference {
+            return Ok((Box::new(graph), None));
+        }
+        if !self.fastest {
+            return Ok((Box::new(Session::compile(&graph)?), None));
+        }
+        let session = Session::compile_fastest(&graph, &inputs(&graph)?)?;
+        let report = session.report().clone();
+        Ok((Box::new(session), Some(report)))
+    }
 }
 
 /// Names and types of a model's inputs, for its data.

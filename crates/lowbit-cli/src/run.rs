@@ -1,10 +1,11 @@
 //! `lowbit run`: a model's outputs for given data.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::bail;
-use lowbit::analysis::{batch_size, inputs_of, top};
+use lowbit::analysis::{batch_size, inputs_of, random_inputs, top};
 use lowbit::data::npz;
 use lowbit::onnx;
 use lowbit::op::Op;
@@ -13,7 +14,7 @@ use lowbit::tensor::Tensor;
 use serde::Serialize;
 
 use crate::data::{DataArgs, positive};
-use crate::model::runner;
+use crate::model::Engine;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::table::Table;
@@ -41,9 +42,8 @@ pub struct Args {
     /// Samples that run at once.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     batch: usize,
-    /// Run on the float reference executor in place of the int8 engine.
-    #[arg(long)]
-    reference: bool,
+    #[command(flatten)]
+    engine: Engine,
 }
 
 #[derive(Serialize)]
@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let labels = labels.transpose()?;
     let labels: Option<Vec<&str>> = labels.as_deref().map(|text| text.lines().collect());
     let batch = batch_size(&graph, args.batch);
-    let model = runner(graph, args.reference)?;
+    let (model, _) = args.engine.runner(graph, |g| random_inputs(g, batch, &BTreeMap::new()))?;
     let progress = Progress::new("running", data.len());
     let (mut samples, mut outputs, mut done) = (vec![], vec![vec![]; names.len()], 0);
     for batch in data.batches(batch) {

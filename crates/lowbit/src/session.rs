@@ -2,6 +2,7 @@
 
 mod clamped;
 mod codes;
+mod fastest;
 mod float;
 mod images;
 mod integer;
@@ -10,6 +11,7 @@ mod plan;
 mod pool;
 mod report;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use plan::Timing;
@@ -63,13 +65,18 @@ impl Session {
     /// model, such as scales that do not fit; the error names the node. Or if
     /// `LOWBIT_ISA` names an instruction set that this CPU does not have.
     pub fn compile(graph: &Graph) -> Result<Session> {
+        Session::compiled(graph, HashMap::new())
+    }
+
+    /// [`Session::compile`], with what is known beforehand of why nodes stay in float.
+    fn compiled(graph: &Graph, reasons: HashMap<String, String>) -> Result<Session> {
         Kernels::select().map_err(Error::Invalid)?;
         let quantized = |op: &dyn Op| op.name().ends_with("QuantizeLinear");
         let folded = match graph.applied().any(|(_, _, op, _)| quantized(&**op)) {
             true => None,
             false => Some(fuse(graph)?),
         };
-        let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph))?;
+        let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph), reasons)?;
         let graph = clamped::fold_clamps(&lowered)?;
         Ok(Session { graph, report, plans: Mutex::default() })
     }

@@ -233,6 +233,7 @@ fn bench_profiles_every_node() {
     for (model, options) in [
         ("digits.int8.onnx", &["--batch", "3", "--threads", "1"][..]),
         ("digits.int8.onnx", &["--reference"]),
+        ("digits.int8.onnx", &["--fastest", "--batch", "3"]),
         ("digits.onnx", &["--dim", "N=3"]),
     ] {
         let args = [&["bench", model, "--runs", "3"][..], options].concat();
@@ -243,7 +244,9 @@ fn bench_profiles_every_node() {
         );
         let batch = if options == ["--reference"] { 1.0 } else { 3.0 };
         assert_eq!(number(&profile["macs"]), 699_744.0 * batch, "{options:?}");
+        assert_eq!(profile.get("report").is_some(), options.contains(&"--fastest"), "{profile}");
         let text = folder.text(&args);
+        assert_eq!(text.contains("MACs in int8"), options.contains(&"--fastest"), "{text}");
         assert!(text.contains("GMAC/s") && text.contains("/residual/first/first.0/Conv"), "{text}");
     }
 }

@@ -41,9 +41,10 @@ use crate::ops::unary::Unary;
 use crate::tensor::{DType, Tensor};
 
 /// The graph with integer operators where it has Q/DQ patterns, and what it
-/// runs in integers.
-pub fn lower(graph: &Graph) -> Result<(Graph, Report)> {
-    let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons: HashMap::new() };
+/// runs in integers. `reasons` says of nodes why they stay in float, where that is
+/// known beforehand.
+pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, Report)> {
+    let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
     let lowered = means::of_codes(&residual::fold_additions(&fold_dequantized(&lowered)?)?)?;
     let report = lowering.report(&lowered);
@@ -127,7 +128,7 @@ impl Lowering<'_> {
     }
 
     fn because(&mut self, node: &Node, reason: impl Into<String>) {
-        self.reasons.insert(node.name.clone(), reason.into());
+        self.reasons.entry(node.name.clone()).or_insert_with(|| reason.into());
     }
 
     /// An integer convolution with f32 result.
