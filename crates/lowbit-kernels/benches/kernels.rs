@@ -85,7 +85,7 @@ fn multiply(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>, a: &[u8], w: &[i8
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
         let out = Grid::new(&mut out, rows, columns, columns);
         let a = Rows::strided(black_box(a), depth, rows, depth);
-        case.kernels.gemm(&a, &packed, 0..packed.panels(), Output::U8 { requant, residual: None, out });
+        case.kernels.gemm(&a, packed.view(), 0..packed.panels(), Output::U8 { requant, residual: None, out });
     });
 }
 
@@ -141,7 +141,7 @@ fn convolution(bencher: Bencher<'_, '_>, case: &Case<[usize; 3]>) {
         let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 128, lo: 0, hi: 255 };
         let out = Grid::new(&mut out, side * side, columns, columns);
         let a = Rows::gathered(black_box(&x), &windows, depth);
-        case.kernels.gemm(&a, &packed, 0..packed.panels(), Output::U8 { requant, residual: None, out });
+        case.kernels.gemm(&a, packed.view(), 0..packed.panels(), Output::U8 { requant, residual: None, out });
     });
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::grid::Grid;
 use crate::isa::Kernels;
-use crate::pack::{NR, PackedWeights};
+use crate::pack::{NR, Weights};
 use crate::requant::{Requant, Residual};
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel};
@@ -46,8 +46,8 @@ pub enum Output<'a> {
 const BLOCK_BYTES: usize = 256 << 10;
 
 impl Kernels {
-    /// `acc[i][n] = sum_k a[i][k] * w[n][k]` for all rows of `a` and the columns
-    /// of the weights' `panels` ([`PackedWeights::panels`]), stored as `output`
+    /// `acc[i][n] = sum_k a[i][k] * w[n][k] + term[i]` ([`Rows::with_terms`]) for all rows of `a` and the columns
+    /// of the weights' `panels` ([`Weights::panels`]), stored as `output`
     /// says, whose first column is the first of the panels.
     ///
     /// Sums are exact in i32 where they fit, which a depth of up to 65,793
@@ -58,14 +58,14 @@ impl Kernels {
     /// Rows and weights differ in taps or depth; there are no such panels; the
     /// output has not this size; its parameters do not have one element per
     /// column, or are not valid.
-    pub fn gemm(&self, a: &Rows<'_>, weights: &PackedWeights, panels: Range<usize>, output: Output<'_>) {
+    pub fn gemm(&self, a: &Rows<'_>, weights: Weights<'_>, panels: Range<usize>, output: Output<'_>) {
         assert_eq!(
             (a.taps(), a.depth()),
             (weights.taps(), weights.depth()),
             "taps and depth of the rows and of the weights",
         );
         let columns = weights.columns_of(panels.clone());
-        let mut epilogue = Epilogue::new(output, a.count(), columns.len());
+        let mut epilogue = Epilogue::new(output, a.terms(), a.count(), columns.len());
         let row_bytes = (weights.taps() * weights.depth()).max(1);
         let block = (BLOCK_BYTES / row_bytes / self.tile_rows).max(1) * self.tile_rows;
         for start in (0..a.count()).step_by(block) {
@@ -74,7 +74,7 @@ impl Kernels {
             let tiles = (end - start).div_ceil(self.tile_rows);
             let edge = |tile: usize| start + (end - start) * tile / tiles;
             for index in panels.clone() {
-                let panel = Panel::new(weights, index);
+                let panel = Panel::new(&weights, index);
                 epilogue.enter(index * NR - columns.start, panel.width());
                 for tile in 0..tiles {
                     let (first, count) = (edge(tile), edge(tile + 1) - edge(tile));

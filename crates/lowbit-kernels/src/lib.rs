@@ -10,7 +10,7 @@
 //!   its zero point raised by 128. Weights are `i8`.
 //! - Images are NHWC. Matrices are row-major with a stride in elements.
 //! - Rounding is half to even, division is true division. No multiply-add is
-//!   fused but those of f32 products, where each is.
+//!   fused but those of f32 products, where each is, and of [`exp`] and [`erf`].
 //! - Callers split work over threads by rows.
 //!
 //! How a routine is written:
@@ -25,11 +25,13 @@
 mod depthwise;
 mod elementwise;
 mod filters;
+mod functions;
 mod gemm;
 mod grid;
 mod isa;
 mod loops;
 mod matrix;
+mod normalize;
 mod pack;
 mod pool;
 mod product;
@@ -44,11 +46,12 @@ mod window;
 pub use depthwise::{MOST_TAPS, PackedDepthwise};
 pub use elementwise::{Add, Mul};
 pub use filters::Filters;
+pub use functions::{erf, exp};
 pub use gemm::Output;
 pub use grid::Grid;
 pub use isa::{ISA_VARIABLE, Kernels};
 pub use matrix::{Matrix, MatrixMut};
-pub use pack::PackedWeights;
+pub use pack::{CodeMatrix, PackedWeights, Weights};
 pub use pool::Average;
 pub use product::{Gather, Panels, Product, Right, Run, Start};
 pub use requant::{Requant, Residual};

@@ -11,6 +11,7 @@ use crate::elementwise::{Add, Mul};
 use crate::filters::Filters;
 use crate::isa::Kernels;
 use crate::matrix::Matrix;
+use crate::pack::CodeMatrix;
 use crate::pool::Average;
 use crate::product::Gather;
 use crate::statistics::MinMax;
@@ -149,6 +150,35 @@ loops! {
     /// Lengths differ.
     elementwise::map(x: &[u8], table: &[u8; 256], out: &mut [u8]);
 
+    /// For each row of `row` elements, with `e = exp(x - max(x))`
+    /// ([`exp`](crate::exp)): `out = e * (1 / sum(e))`.
+    ///
+    /// The sum is taken in 32 partial sums, element `i` in sum `i % 32`, of which
+    /// sum `i` is added to sum `i - half` for the halves 16, 8, 4, 2 and 1. The
+    /// maximum passes over NaN, which makes all of its row NaN.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, or are no multiple of `row`.
+    normalize::softmax(x: &[f32], row: usize, out: &mut [f32]);
+
+    /// For each row of `row` elements: `out = ((x - mean) * inverse) as f32`, in
+    /// f64, with `inverse = 1 / sqrt(mean((x - mean)^2) + epsilon)`. The sums of the
+    /// means are taken as in [`Kernels::softmax`].
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, or are no multiple of `row`.
+    normalize::standardize(x: &[f32], row: usize, epsilon: f32, out: &mut [f32]);
+
+    /// [`Kernels::standardize`] of rows of `scale.len()` elements, then
+    /// `out = out * scale + shift`, each operation rounded.
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, or are no multiple of those of `scale` and `shift`.
+    normalize::layer_norm(x: &[f32], epsilon: f32, scale: &[f32], shift: &[f32], out: &mut [f32]);
+
     /// The greatest code that each of the output pixels `pixels` sees, channel by
     /// channel; 0 where all taps lie outside the image. `out` holds these pixels only.
     ///
@@ -244,6 +274,22 @@ loops! {
     shifted::shifted_sums(
         x: &[f32], shifts: &[usize], weights: &[f32], start: f32, bounds: [f32; 2], out: &mut [f32]
     );
+
+    /// Packs a right matrix of codes less 128 into the first
+    /// [`Weights::bytes`](crate::Weights::bytes) of `memory`, where
+    /// [`Weights::of_codes`](crate::Weights::of_codes) finds it.
+    ///
+    /// # Panics
+    ///
+    /// `memory` is too short.
+    pack::pack_codes(from: &CodeMatrix<'_>, memory: &mut [u8]);
+
+    /// `out[i] = factor * sum_k a[i * stride + k]`, `k` below `depth`, wrapping.
+    ///
+    /// # Panics
+    ///
+    /// A row does not lie in `a`.
+    pack::row_sums(a: &[u8], stride: usize, depth: usize, factor: i32, out: &mut [i32]);
 
     /// Packs one panel of the right matrix of a product
     /// ([`Panels`](crate::Panels)): the rows of `channels`. Columns that no run

@@ -1,10 +1,13 @@
 //! Weights laid out for the register tiles.
 
-use std::ops::Range;
-
+mod codes;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod limits;
 
+use std::ops::Range;
+
+pub use codes::CodeMatrix;
+pub(crate) use codes::{pack_codes, row_sums};
 #[cfg(target_arch = "x86_64")]
 use limits::{BLOCKS, Limits};
 
@@ -32,15 +35,7 @@ pub(crate) fn last_group(bytes: &[u8]) -> [u8; KR] {
 
 /// A matrix of i8 weights, packed once and read by every table.
 ///
-/// Columns are output channels. The depth is `taps` equal parts of `depth`
-/// weights: one tap for a matrix product, one per kernel position for a
-/// convolution, whose input rows then need not be adjacent.
-///
-/// Layout: panels of 32 columns; in a panel, tap by tap, groups of 4 depth
-/// steps by 32 columns, so that a group is two 64-byte lines read in order.
-/// Missing columns and depth steps are zero weights. It is one layout for all
-/// instruction sets, since every byte dot product (`vpdpbusd`, `sdot`, and
-/// `vpmaddwd` on the even and the odd bytes) sums groups of 4 into 32-bit lanes.
+/// Layout: [`Weights`].
 #[derive(Clone)]
 pub struct PackedWeights {
     columns: usize,
@@ -50,6 +45,31 @@ pub struct PackedWeights {
     #[cfg(target_arch = "x86_64")]
     limits: Vec<[Limits; BLOCKS]>,
     sums: Vec<i32>,
+}
+
+/// A packed matrix of i8 weights: the right matrix of a product.
+///
+/// Columns are output channels. The depth is `taps` equal parts of `depth`
+/// weights: one tap for a matrix product, one per kernel position for a
+/// convolution, whose input rows then need not be adjacent.
+///
+/// Layout: panels of 32 columns; in a panel, tap by tap, groups of 4 depth
+/// steps by 32 columns, so that a group is two 64-byte lines read in order.
+/// Missing columns and depth steps are zero weights. It is one layout for all
+/// instruction sets, since every byte dot product (`vpdpbusd`, `sdot`, and
+/// `vpmaddwd` on the even and the odd bytes) sums groups of 4 into 32-bit lanes.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    columns: usize,
+    taps: usize,
+    depth: usize,
+    groups: &'a [Group],
+    #[cfg(target_arch = "x86_64")]
+    limits: &'a [[Limits; BLOCKS]],
+    /// Whether the limits are those of a panel of any weights.
+    #[cfg(target_arch = "x86_64")]
+    any_limits: bool,
+    sums: &'a [i32],
 }
 
 impl std::fmt::Debug for PackedWeights {
@@ -111,6 +131,21 @@ impl PackedWeights {
         }
     }
 
+    /// The weights as products read them.
+    pub fn view(&self) -> Weights<'_> {
+        Weights {
+            columns: self.columns,
+            taps: self.taps,
+            depth: self.depth,
+            groups: &self.groups,
+            #[cfg(target_arch = "x86_64")]
+            limits: &self.limits,
+            #[cfg(target_arch = "x86_64")]
+            any_limits: false,
+            sums: &self.sums,
+        }
+    }
+
     /// The number of output channels, N.
     pub fn columns(&self) -> usize {
         self.columns
@@ -133,6 +168,33 @@ impl PackedWeights {
         &self.sums
     }
 
+    /// [`Weights::panels`].
+    pub fn panels(&self) -> usize {
+        self.view().panels()
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// The number of output channels, N.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The number of kernel positions.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// The number of weights per tap and column.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// `sum_k w[n][k]` for each column `n`.
+    pub fn column_sums(&self) -> &'a [i32] {
+        self.sums
+    }
+
     /// The number of panels of columns into which a product can be split.
     pub fn panels(&self) -> usize {
         self.columns.div_ceil(NR)
@@ -152,15 +214,17 @@ impl PackedWeights {
         self.depth.div_ceil(KR)
     }
 
-    pub(crate) fn panel(&self, panel: usize) -> &[Group] {
+    pub(crate) fn panel(&self, panel: usize) -> &'a [Group] {
         let len = self.taps * self.groups_per_tap();
         &self.groups[panel * len..][..len]
     }
 
-    /// The limits of the panel, as [`Limits::of_panels`] orders them.
+    /// The limits of the panel, as [`Limits::of_panels`] orders them, or those of
+    /// any weights.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn limits(&self, panel: usize) -> &[[Limits; BLOCKS]] {
+    pub(crate) fn limits(&self, panel: usize) -> &'a [[Limits; BLOCKS]] {
         let len = (self.taps * self.groups_per_tap()).div_ceil(limits::RUN);
-        &self.limits[panel * len..][..len]
+        let first = if self.any_limits { 0 } else { panel * len };
+        &self.limits[first..][..len]
     }
 }

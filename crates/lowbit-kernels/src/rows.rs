@@ -16,6 +16,7 @@ pub struct Rows<'a, T = u8> {
     first: usize,
     count: usize,
     depth: usize,
+    terms: &'a [i32],
 }
 
 /// Invariant: for each row `first <= i < first + count`, the row's offset exists,
@@ -34,7 +35,7 @@ impl<'a, T> Rows<'a, T> {
     /// They do not lie in `a`.
     pub fn strided(a: &'a [T], stride: usize, count: usize, depth: usize) -> Rows<'a, T> {
         check_matrix("left matrix", a.len(), count, depth, stride);
-        Rows { a, starts: Starts::Stride(stride), taps: &[0], first: 0, count, depth }
+        Rows { a, starts: Starts::Stride(stride), taps: &[0], first: 0, count, depth, terms: &[] }
     }
 
     /// The windows that `windows` has, of images without padding: runs of
@@ -48,7 +49,7 @@ impl<'a, T> Rows<'a, T> {
         let fits = windows.starts.is_empty() || end.is_some_and(|end| end <= a.len());
         assert!(fits, "a window is too near the end of {} elements", a.len());
         let (starts, taps) = (Starts::Each(&windows.starts), windows.taps.as_slice());
-        Rows { a, starts, taps, first: 0, count: windows.starts.len(), depth }
+        Rows { a, starts, taps, first: 0, count: windows.starts.len(), depth, terms: &[] }
     }
 
     /// The number of rows.
@@ -63,7 +64,23 @@ impl<'a, T> Rows<'a, T> {
     /// There are fewer.
     pub fn range(&self, rows: Range<usize>) -> Rows<'a, T> {
         assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
-        Rows { first: self.first + rows.start, count: rows.len(), ..*self }
+        let terms = if self.terms.is_empty() { &[] } else { &self.terms[rows.clone()] };
+        Rows { first: self.first + rows.start, count: rows.len(), terms, ..*self }
+    }
+
+    /// The same rows, to each of whose sums a term is added.
+    ///
+    /// # Panics
+    ///
+    /// There is not one term for each row.
+    pub fn with_terms(self, terms: &'a [i32]) -> Rows<'a> {
+        assert_eq!(terms.len(), self.count, "terms of {} rows", self.count);
+        Rows { terms, ..self }
+    }
+
+    /// What is added to the sums of each row; none for 0.
+    pub(crate) fn terms(&self) -> &'a [i32] {
+        self.terms
     }
 
     /// The number of runs of a row.

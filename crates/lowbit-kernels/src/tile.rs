@@ -5,7 +5,7 @@ use crate::gemm::Output;
 use crate::grid::Grid;
 #[cfg(target_arch = "x86_64")]
 use crate::pack::limits::{BLOCKS, Limits};
-use crate::pack::{Group, NR, PackedWeights};
+use crate::pack::{Group, NR, Weights};
 use crate::requant::{Residual, Rounder};
 use crate::rows::{Rows, check_matrix};
 
@@ -26,7 +26,7 @@ pub(crate) struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    pub(crate) fn new(weights: &'a PackedWeights, index: usize) -> Panel<'a> {
+    pub(crate) fn new(weights: &Weights<'a>, index: usize) -> Panel<'a> {
         let column = index * NR;
         let width = NR.min(weights.columns() - column);
         Panel {
@@ -78,6 +78,8 @@ impl<'a> Panel<'a> {
 /// of the panel that is being computed.
 pub(crate) struct Epilogue<'a> {
     output: Output<'a>,
+    /// What is added to the accumulators of each row; none for 0.
+    terms: &'a [i32],
     /// Of the requantized product.
     rounder: Rounder,
     /// Of its sum with the residual.
@@ -91,6 +93,8 @@ pub(crate) struct Epilogue<'a> {
 /// [`Epilogue`] of u8 outputs, for tiles that requantize in registers.
 pub(crate) struct Requantizing<'e, 'a> {
     pub(crate) out: &'e mut Grid<'a, u8>,
+    /// What is added to the accumulators of each row; none for 0.
+    pub(crate) terms: &'a [i32],
     pub(crate) bias: &'e [i32; NR],
     pub(crate) multiplier: &'e [f32; NR],
     pub(crate) rounder: Rounder,
@@ -104,7 +108,7 @@ impl<'a> Epilogue<'a> {
     /// # Panics
     ///
     /// The output is not `rows` x `columns`, or its parameters are not valid.
-    pub(crate) fn new(output: Output<'a>, rows: usize, columns: usize) -> Epilogue<'a> {
+    pub(crate) fn new(output: Output<'a>, terms: &'a [i32], rows: usize, columns: usize) -> Epilogue<'a> {
         let (mut rounder, mut sum_rounder) = (Rounder::new(0, 0, 0), Rounder::new(0, 0, 0));
         let size = match &output {
             Output::U8 { requant, residual, out } => {
@@ -129,7 +133,7 @@ impl<'a> Epilogue<'a> {
         };
         assert_eq!(size, (rows, columns), "rows and columns of the output");
         let (bias, multiplier) = ([0; NR], [0.0; NR]);
-        Epilogue { output, rounder, sum_rounder, column: 0, width: 0, bias, multiplier }
+        Epilogue { output, terms, rounder, sum_rounder, column: 0, width: 0, bias, multiplier }
     }
 
     /// Loads what the `width` columns from `column` of the output need.
@@ -159,6 +163,7 @@ impl<'a> Epilogue<'a> {
         match &mut self.output {
             Output::U8 { residual, out, .. } => Some(Requantizing {
                 out,
+                terms: self.terms,
                 bias: &self.bias,
                 multiplier: &self.multiplier,
                 rounder,
@@ -179,14 +184,14 @@ impl<'a> Epilogue<'a> {
             return;
         }
         let to = Target { first, column: self.column + column, width: W.min(self.width - column) };
-        let (rounder, sum_rounder) = (self.rounder, self.sum_rounder);
+        let (rounder, sum_rounder, terms) = (self.rounder, self.sum_rounder, self.terms);
         match &mut self.output {
-            Output::U8 { residual: None, out, .. } => to.write(acc, out, |_, j, acc| {
+            Output::U8 { residual: None, out, .. } => to.write(acc, terms, out, |_, j, acc| {
                 rounder.round(acc.wrapping_add(bias[j]) as f32 * multiplier[j]) as u8
             }),
             Output::U8 { residual: Some(r), out, .. } => {
                 let r = *r;
-                to.write(acc, out, |i, j, acc| {
+                to.write(acc, terms, out, |i, j, acc| {
                     if j >= to.width {
                         return 0;
                     }
@@ -197,9 +202,9 @@ impl<'a> Epilogue<'a> {
                 });
             }
             Output::F32 { out, .. } => {
-                to.write(acc, out, |_, j, acc| acc.wrapping_add(bias[j]) as f32 * multiplier[j])
+                to.write(acc, terms, out, |_, j, acc| acc.wrapping_add(bias[j]) as f32 * multiplier[j])
             }
-            Output::I32 { out, .. } => to.write(acc, out, |_, j, acc| acc.wrapping_add(bias[j])),
+            Output::I32 { out, .. } => to.write(acc, terms, out, |_, j, acc| acc.wrapping_add(bias[j])),
         }
     }
 }
@@ -212,18 +217,20 @@ struct Target {
 }
 
 impl Target {
-    /// Stores `map(i, j, acc[i][j])` for each row `i` and the `width` columns `j`.
+    /// Stores `map(i, j, acc[i][j] + term[i])` for each row `i` and the `width` columns `j`.
     #[inline(always)]
     fn write<T: Copy + Default, const W: usize>(
         &self,
         acc: &[[i32; W]],
+        terms: &[i32],
         out: &mut Grid<'_, T>,
         map: impl Fn(usize, usize, i32) -> T,
     ) {
         for (i, acc) in acc.iter().enumerate() {
             let mut y = [T::default(); W];
+            let term = terms.get(self.first + i).copied().unwrap_or(0);
             for (j, y) in y.iter_mut().enumerate() {
-                *y = map(i, j, acc[j]);
+                *y = map(i, j, acc[j].wrapping_add(term));
             }
             let out = out.run(self.first + i, self.column, self.width);
             match out.first_chunk_mut() {

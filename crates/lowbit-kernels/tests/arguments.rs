@@ -20,7 +20,7 @@ fn weights() -> PackedWeights {
 fn gemm(kernels: &Kernels, a: usize, rows: usize, requant: Requant<'_>, residual: Option<Residual<'_>>) {
     let (a, mut out) = (vec![1; a], vec![0; 3 * rows]);
     let output = Output::U8 { requant, residual, out: Grid::new(&mut out, rows, 3, 3) };
-    kernels.gemm(&Rows::strided(&a, 5, 2, 5), &weights(), 0..1, output);
+    kernels.gemm(&Rows::strided(&a, 5, 2, 5), weights().view(), 0..1, output);
 }
 
 fn residual(len: usize) -> Option<Residual<'static>> {
@@ -34,7 +34,7 @@ fn gathered(kernels: &Kernels, image: usize, pad: usize) {
     let weights = PackedWeights::with_taps(&[1; 12], 2, 2, 3);
     let (image, windows, mut out) = (vec![1; image], Windows::new(&window, 1).unwrap(), [0; 4]);
     let rows = Rows::gathered(&image, &windows, 3);
-    kernels.gemm(&rows, &weights, 0..1, Output::I32 { bias: None, out: Grid::new(&mut out, 2, 2, 2) });
+    kernels.gemm(&rows, weights.view(), 0..1, Output::I32 { bias: None, out: Grid::new(&mut out, 2, 2, 2) });
 }
 
 fn pointwise() -> Window {
@@ -85,13 +85,13 @@ fn wrong_arguments_are_refused() {
         ("panels that do not exist", |k| {
             let mut out = [0; 3];
             let output = Output::I32 { bias: None, out: Grid::new(&mut out, 1, 3, 3) };
-            k.gemm(&Rows::strided(&[1; 5], 5, 1, 5), &weights(), 0..2, output);
+            k.gemm(&Rows::strided(&[1; 5], 5, 1, 5), weights().view(), 0..2, output);
         }),
         ("taps in a plain product", |k| {
             let weights = PackedWeights::with_taps(&[1; 12], 2, 2, 3);
             let mut out = [0; 2];
             let output = Output::I32 { bias: None, out: Grid::new(&mut out, 1, 2, 2) };
-            k.gemm(&Rows::strided(&[1; 6], 6, 1, 6), &weights, 0..1, output);
+            k.gemm(&Rows::strided(&[1; 6], 6, 1, 6), weights.view(), 0..1, output);
         }),
         ("weights of another shape", |_| drop(PackedWeights::new(&[1; 14], 3, 5))),
         ("weights whose size overflows", |_| drop(PackedWeights::with_taps(&[], 2, usize::MAX, 3))),
@@ -107,6 +107,10 @@ fn wrong_arguments_are_refused() {
         ("quantize lengths", |k| k.quantize_u8(&[0.0], 1.0, 0, 0, 255, &mut [])),
         ("quantize range", |k| k.quantize_i8(&[0.0], 1.0, 0, 5, 4, &mut [0])),
         ("fake-quantize range", |k| k.fake_quantize(&[0.0], 1.0, 0, 0, (1 << 24) + 1, &mut [0.0])),
+        ("softmax lengths", |k| k.softmax(&[0.0], 1, &mut [])),
+        ("softmax rows", |k| k.softmax(&[0.0; 3], 2, &mut [0.0; 3])),
+        ("softmax of empty rows", |k| k.softmax(&[0.0], 0, &mut [0.0])),
+        ("scale without shift", |k| k.layer_norm(&[0.0], 0.0, &[1.0], &[], &mut [0.0])),
         ("histogram without width", |k| k.histogram(&[0.0], 1.0, 1.0, &mut [0])),
         ("histogram of NaN", |k| k.histogram(&[0.0], f32::NAN, 1.0, &mut [0])),
         ("histogram without bounds", |k| k.histogram(&[0.0], f32::MIN, f32::MAX, &mut [0])),

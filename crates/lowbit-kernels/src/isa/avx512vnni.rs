@@ -127,10 +127,11 @@ fn requantize<const V: usize, const W: usize>(sums: &[[i32; W]], first: usize, t
     let sum = to.residual.map(|(residual, rounder)| Addition::new(residual, rounder));
     for (r, sums) in sums.iter().enumerate() {
         let out = to.out.run(first + r, to.column, to.width);
+        let term = _mm512_set1_epi32(to.terms.get(first + r).copied().unwrap_or(0));
         for v in 0..V {
             // SAFETY: `sums` has 16 elements of 4 bytes for each of V vectors.
             let acc = unsafe { _mm512_loadu_si512(sums.as_ptr().add(v * LANES).cast()) };
-            let acc = _mm512_cvtepi32_ps(_mm512_add_epi32(acc, bias[v]));
+            let acc = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_add_epi32(acc, bias[v]), term));
             let mut shifted = bounds.shifted(_mm512_mul_ps(acc, multiplier[v]));
             let lanes = to.width.saturating_sub(v * LANES).min(LANES);
             if let Some(sum) = &sum {

@@ -1,7 +1,9 @@
 //! Every table that this CPU can run equals the definition, bit for bit.
 
+mod codes;
 mod definition;
 mod product;
+mod rows;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -33,6 +35,9 @@ fn every_table_equals_the_definition() {
         product::transposed,
         product::shifted_sums,
         bordered,
+        codes::products,
+        codes::extremes,
+        rows::softmax_and_norms,
     ];
     let mut failures = Failures::default();
     for kernels in Kernels::available() {
@@ -186,7 +191,7 @@ fn gemm(kernels: &Kernels, failures: &mut Failures) {
         let case = ("gemm", rows, columns, depth);
         compare_products(kernels, failures, case, &acc, columns, (&bias, &multiplier), |output| {
             let rows = Rows::strided(&a, a_stride, rows, depth);
-            kernels.gemm(&rows, &weights, 0..weights.panels(), output);
+            kernels.gemm(&rows, weights.view(), 0..weights.panels(), output);
         });
     }
 }
@@ -208,7 +213,7 @@ fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
             let case = ("gemm extremes", a, w, depth);
             compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, &multiplier), |output| {
                 let rows = Rows::strided(&left, depth, rows, depth);
-                kernels.gemm(&rows, &weights, 0..weights.panels(), output);
+                kernels.gemm(&rows, weights.view(), 0..weights.panels(), output);
             });
 
             let sums = weights.column_sums();
@@ -253,7 +258,7 @@ fn gemm_limits(kernels: &Kernels, failures: &mut Failures) {
                     let weights = PackedWeights::new(&w, columns, depth);
                     let out = Grid::new(&mut got, rows, columns, columns);
                     let left = Rows::strided(&left, depth, rows, depth);
-                    kernels.gemm(&left, &weights, 0..weights.panels(), Output::I32 { bias: None, out });
+                    kernels.gemm(&left, weights.view(), 0..weights.panels(), Output::I32 { bias: None, out });
                     failures.check(kernels, ("gemm limits", pair, pairs, depth, a), &got, &want);
                 }
             }
@@ -310,7 +315,7 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
             let scales = (&*bias, &*multiplier);
             compare_products(kernels, failures, (window, columns), &acc, columns, scales, |output| {
                 let rows = Rows::gathered(&x, &windows, channels);
-                kernels.gemm(&rows, &weights, 0..weights.panels(), output);
+                kernels.gemm(&rows, weights.view(), 0..weights.panels(), output);
             });
         }
     }

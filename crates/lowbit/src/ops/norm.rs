@@ -1,15 +1,20 @@
 //! Normalization: over batches, channels, groups, layers and neighbours.
 //!
-//! Moments are summed in f64; the rest is f32.
+//! Moments and distances from the mean are f64; the rest is f32.
 
 use std::sync::Arc;
 
+use lowbit_kernels::Kernels;
 use rayon::prelude::*;
 
 use super::float;
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, arity, optional, optional_fact};
-use crate::tensor::Tensor;
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, ReadOp, Routine, View, ViewMut, arity, optional,
+    optional_fact,
+};
+use crate::parallel;
+use crate::tensor::{DType, Tensor};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("BatchNormalization", |r| {
@@ -163,13 +168,8 @@ impl Op for BatchNormalization {
     }
 }
 
-/// Mean and `1 / sqrt(variance + epsilon)`.
-fn moments(x: &[f32], epsilon: f32) -> (f64, f64) {
-    let n = x.len() as f64;
-    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
-    (mean, 1.0 / (var + f64::from(epsilon)).sqrt())
-}
+/// Elements that are worth a task.
+const TASK: usize = 1 << 14;
 
 /// Normalizes each group of `size` cells; cell `i` of group `j` is then
 /// multiplied by and added to what `affine(i, j)` gives.
@@ -184,11 +184,11 @@ fn normalize(
         return y;
     }
     let groups = y.par_chunks_exact_mut(size).zip(x.par_chunks_exact(size)).enumerate();
-    groups.with_min_len(((1 << 14) / size).max(1)).for_each(|(j, (y, x))| {
-        let (mean, inverse) = moments(x, epsilon);
-        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+    groups.with_min_len((TASK / size).max(1)).for_each(|(j, (y, x))| {
+        Kernels::best().standardize(x, size, epsilon, y);
+        for (i, y) in y.iter_mut().enumerate() {
             let (scale, shift) = affine(i, j);
-            *y = ((f64::from(*x) - mean) * inverse) as f32 * scale + shift;
+            *y = *y * scale + shift;
         }
     });
     y
@@ -268,6 +268,42 @@ fn check_layer(name: &str, p: &Fact, normalized: &[Dim]) -> Result<()> {
     ))
 }
 
+/// [`LayerNormalization`] of rows of known size.
+#[derive(Debug)]
+struct Layers {
+    epsilon: f32,
+    /// One for each element of a row, as is `shift`.
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Layers {
+    fn new(op: &LayerNormalization, size: usize, scale: &Tensor, shift: Option<&Tensor>) -> Result<Layers> {
+        let row = |p: &Tensor| -> Result<Vec<f32>> {
+            let p = float::read(p)?;
+            Ok(if p.len() == 1 { vec![p[0]; size] } else { p.into_owned() })
+        };
+        let shift = shift.map_or_else(|| Ok(vec![0.0; size]), row)?;
+        Ok(Layers { epsilon: op.epsilon, scale: row(scale)?, shift })
+    }
+
+    fn normalize(&self, x: &[f32], y: &mut [f32]) {
+        let n = self.scale.len();
+        let size = parallel::rows_of_a_task(TASK, n, x.len().checked_div(n).unwrap_or(0)) * n;
+        parallel::chunks(y, size, |i, y| {
+            let x = &x[i * size..][..y.len()];
+            Kernels::best().layer_norm(x, self.epsilon, &self.scale, &self.shift, y);
+        });
+    }
+}
+
+impl Routine for Layers {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        self.normalize(x[0].f32()?, y.f32()?);
+        Ok(())
+    }
+}
+
 impl Op for LayerNormalization {
     fn name(&self) -> &'static str {
         "LayerNormalization"
@@ -292,13 +328,19 @@ impl Op for LayerNormalization {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         check(self, inputs)?;
         let x = inputs[0];
-        let scale = float::read(inputs[1])?;
-        let shift = optional(inputs, 2).map(float::read).transpose()?;
         let size = x.shape()[self.first(x.rank())?..].iter().product();
-        let at = |p: &[f32], i: usize| p[if p.len() == 1 { 0 } else { i }];
-        let affine = |i, _| (at(&scale, i), shift.as_deref().map_or(0.0, |s| at(s, i)));
-        let y = normalize(&float::read(x)?, size, self.epsilon, affine);
+        let mut y = vec![0.0; x.len()];
+        Layers::new(self, size, inputs[1], optional(inputs, 2))?.normalize(&float::read(x)?, &mut y);
         Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        let parameters: Option<Vec<&Tensor>> = x[1..].iter().map(|x| x.constant).collect();
+        let Some(parameters) = parameters.filter(|_| x[0].dtype == DType::F32) else {
+            return Ok(Prepared::Eval);
+        };
+        let size = x[0].shape[self.first(x[0].shape.len())?..].iter().product();
+        Prepared::routine(Layers::new(self, size, parameters[0], optional(&parameters, 1))?)
     }
 
     fn attributes(&self) -> Attributes {

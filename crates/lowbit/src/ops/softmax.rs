@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use lowbit_kernels::{Kernels, exp};
+
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::op::{
+    Attribute, Attributes, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut, arity,
+};
+use crate::parallel;
 use crate::tensor::{DType, Tensor};
 
 use super::axis;
@@ -31,27 +36,54 @@ impl Softmax {
     }
 }
 
-macro_rules! rows {
-    ($name:ident, $t:ident, $exp:path, $log:path) => {
-        fn $name(x: &mut [$t], n: usize, log: bool) {
-            for row in x.chunks_exact_mut(n.max(1)) {
-                let top = row.iter().copied().fold($t::NEG_INFINITY, $t::max);
-                if log {
-                    let total: f64 = row.iter().map(|&x| f64::from($exp(x - top))).sum();
-                    let shift = $log(total as $t);
-                    row.iter_mut().for_each(|x| *x = *x - top - shift);
-                } else {
-                    row.iter_mut().for_each(|x| *x = $exp(*x - top));
-                    let total = super::reduce::sum(row, |x| x) as $t;
-                    row.iter_mut().for_each(|x| *x /= total);
-                }
-            }
-        }
-    };
+/// Elements that are worth a task.
+const TASK: usize = 1 << 14;
+
+/// `y` = softmax of each row of `n` elements of `x`.
+fn softmax(x: &[f32], n: usize, y: &mut [f32]) {
+    let size = parallel::rows_of_a_task(TASK, n, x.len().checked_div(n).unwrap_or(0)) * n;
+    parallel::chunks(y, size, |i, y| {
+        Kernels::best().softmax(&x[i * size..][..y.len()], n, y);
+    });
 }
 
-rows!(rows_f32, f32, libm::expf, libm::logf);
-rows!(rows_f64, f64, libm::exp, libm::log);
+/// The logarithm of the softmax of each row of `n` elements, in place.
+fn log_softmax(x: &mut [f32], n: usize) {
+    for row in x.chunks_exact_mut(n.max(1)) {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = row.iter().map(|&x| f64::from(exp(x - top))).sum();
+        let shift = libm::logf(total as f32);
+        row.iter_mut().for_each(|x| *x = *x - top - shift);
+    }
+}
+
+fn rows_f64(x: &mut [f64], n: usize, log: bool) {
+    for row in x.chunks_exact_mut(n.max(1)) {
+        let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if log {
+            let total: f64 = row.iter().map(|&x| libm::exp(x - top)).sum();
+            let shift = libm::log(total);
+            row.iter_mut().for_each(|x| *x = *x - top - shift);
+        } else {
+            row.iter_mut().for_each(|x| *x = libm::exp(*x - top));
+            let total = super::reduce::sum(row, |x| x);
+            row.iter_mut().for_each(|x| *x /= total);
+        }
+    }
+}
+
+/// [`Softmax`] along the last axis, of `n` elements.
+#[derive(Debug)]
+struct Rows {
+    n: usize,
+}
+
+impl Routine for Rows {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        softmax(x[0].f32()?, self.n, y.f32()?);
+        Ok(())
+    }
+}
 
 impl Op for Softmax {
     fn name(&self) -> &'static str {
@@ -84,7 +116,12 @@ impl Op for Softmax {
         let shape = moved.shape().to_vec();
         let y = if x.dtype() == DType::F32 {
             let mut y = moved.into_vec::<f32>()?;
-            rows_f32(&mut y, n, self.log);
+            if self.log {
+                log_softmax(&mut y, n);
+            } else {
+                let x = y.clone();
+                softmax(&x, n, &mut y);
+            }
             Tensor::new(&shape, y)?
         } else {
             let mut y = moved.into_vec::<f64>()?;
@@ -92,6 +129,14 @@ impl Op for Softmax {
             Tensor::new(&shape, y)?
         };
         Ok(vec![permuted(&y, &perm)?])
+    }
+
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        let at = axis::one(self.axis, x[0].shape.len())?;
+        if self.log || x[0].dtype != DType::F32 || at + 1 != x[0].shape.len() {
+            return Ok(Prepared::Eval);
+        }
+        Prepared::routine(Rows { n: x[0].shape[at] })
     }
 
     fn attributes(&self) -> Attributes {
@@ -110,6 +155,7 @@ pub(super) const READERS: &[(&str, ReadOp)] =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::eval_by_routine;
 
     fn near(found: &Tensor, expected: &[f64], tolerance: f64) {
         let found = found.to_f32().unwrap();
@@ -142,6 +188,14 @@ mod tests {
         assert!((y[0] + y[1] - 1.0).abs() < 1e-6 && y[0] == y[2]);
         let empty = Tensor::new(&[2, 0], Vec::<f32>::new()).unwrap();
         assert_eq!(Softmax::new(1).eval(&[&empty]).unwrap(), [empty]);
+    }
+
+    #[test]
+    fn routines_compute_what_tensors_do() {
+        let x =
+            Tensor::new(&[3, 700, 33], (0..3 * 700 * 33).map(|i| (i % 97) as f32 / 9.0).collect()).unwrap();
+        let y = Softmax::new(-1).eval(&[&x]).unwrap();
+        assert_eq!(eval_by_routine(&Softmax::new(2), &[&x]).unwrap(), y);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) use each_storage;
 
 /// Distance in elements between neighbours along each dimension of a
 /// contiguous tensor of `shape`.
-pub(super) fn contiguous(shape: &[usize]) -> Vec<isize> {
+pub(crate) fn contiguous(shape: &[usize]) -> Vec<isize> {
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {
         strides[i - 1] = strides[i] * shape[i].max(1) as isize;

@@ -309,7 +309,7 @@ impl Routine for Convolution {
                     Some(windows) => Rows::gathered(&a[g * share..], windows, weights.depth()),
                     None => Rows::strided(a, inputs, pixels, inputs),
                 },
-                weights,
+                weights: weights.view(),
                 panels: 0..weights.panels(),
                 epilogue: &op.epilogue,
                 first_column,

@@ -80,7 +80,7 @@ impl Routine for Linear {
         let (depth, columns) = (weights.depth(), weights.columns());
         Product {
             rows: Rows::strided(x[0].u8()?, depth, self.rows, depth),
-            weights,
+            weights: weights.view(),
             panels: 0..weights.panels(),
             epilogue,
             first_column: 0,

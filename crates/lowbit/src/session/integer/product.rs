@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowbit_kernels::{Grid, Kernels, Output, PackedWeights, Requant, Residual, Rows};
+use lowbit_kernels::{Grid, Kernels, Output, Requant, Residual, Rows, Weights};
 
 use crate::error::{Result, invalid};
 use crate::op::{DataMut, View, ViewMut};
@@ -90,7 +90,7 @@ pub struct Product<'a> {
     /// The left matrix.
     pub rows: Rows<'a>,
     /// The right one.
-    pub weights: &'a PackedWeights,
+    pub weights: Weights<'a>,
     /// Its panels of columns.
     pub panels: Range<usize>,
     /// What becomes of accumulators.

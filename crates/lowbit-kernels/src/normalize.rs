@@ -1,0 +1,103 @@
+//! Rows of f32 divided by their sum of exponentials, or by their deviation.
+//!
+//! A sum over a row is taken in [`LANES`] partial sums, element `i` in sum
+//! `i % LANES`, which are then added in halves: one order for every CPU.
+
+use std::ops::Add;
+
+use crate::functions;
+
+const LANES: usize = 32;
+
+/// The sum of `terms`, each mapped by `f`, in the order of this module.
+#[inline(always)]
+fn sum<T: Copy + Default + Add<Output = T>>(terms: &[f32], f: impl Fn(f32) -> T) -> T {
+    let mut lanes = [T::default(); LANES];
+    let (chunks, rest) = terms.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = *lane + f(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = *lane + f(x);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = lanes[i] + lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The greatest element that is not NaN; negative infinity where there is none.
+#[inline(always)]
+fn greatest(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most })
+}
+
+#[inline(always)]
+pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
+    check_rows(x, row, out);
+    if row == 0 {
+        return;
+    }
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+        let top = greatest(x);
+        for (x, out) in x.iter().zip(&mut *out) {
+            *out = functions::exp(x - top);
+        }
+        let inverse = 1.0 / sum(out, |x| x);
+        for out in out {
+            *out *= inverse;
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn standardize(x: &[f32], row: usize, epsilon: f32, out: &mut [f32]) {
+    check_rows(x, row, out);
+    if row == 0 {
+        return;
+    }
+    let count = row as f64;
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+        let mean = sum(x, f64::from) / count;
+        let variance = sum(x, |x| {
+            let distance = f64::from(x) - mean;
+            distance * distance
+        }) / count;
+        let inverse = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        for (x, out) in x.iter().zip(out) {
+            *out = ((f64::from(*x) - mean) * inverse) as f32;
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn layer_norm(x: &[f32], epsilon: f32, scale: &[f32], shift: &[f32], out: &mut [f32]) {
+    assert_eq!(scale.len(), shift.len(), "lengths of scale and shift");
+    standardize(x, scale.len(), epsilon, out);
+    if scale.is_empty() {
+        return;
+    }
+    for out in out.chunks_exact_mut(scale.len()) {
+        for ((out, scale), shift) in out.iter_mut().zip(scale).zip(shift) {
+            *out = *out * scale + shift;
+        }
+    }
+}
+
+fn check_rows(x: &[f32], row: usize, out: &[f32]) {
+    assert_eq!(x.len(), out.len(), "lengths of input and output");
+    assert!(x.len().is_multiple_of(row.max(1)) && (row > 0 || x.is_empty()), "rows of {row} in {}", x.len());
+}
