@@ -5,5 +5,6 @@ pub mod boundary;
 pub mod conv;
 pub mod elementwise;
 pub mod linear;
+pub mod matmul;
 pub mod mean;
 pub mod product;

@@ -10,6 +10,7 @@ mod images;
 mod layout;
 mod means;
 mod residual;
+mod transposed;
 mod weights;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use super::integer::boundary::{Dequantize, FlipSign, Quantize};
 use super::integer::conv::QConv;
 use super::integer::elementwise::{Operation, QBinary, Table};
 use super::integer::linear::QLinear;
-
+use super::integer::matmul::QMatMul;
 use super::pool::{ImageMaxPool, QAveragePool, Windows};
 use super::report::{Fallback, Report};
 use crate::error::Result;
@@ -47,6 +48,7 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
     let lowered = means::of_codes(&residual::fold_additions(&fold_dequantized(&lowered)?)?)?;
+    let lowered = transposed::read_in_place(&lowered)?;
     let report = lowering.report(&lowered);
     Ok((images::channels_last_images(&lowered)?, report))
 }
@@ -171,9 +173,9 @@ impl Lowering<'_> {
             self.because(node, "alpha, beta or transA have no integer form");
             return Ok(None);
         };
-        if b.fact(inputs[1]).rank() != 2 {
-            self.because(node, "only products with a constant matrix have an integer form");
-            return Ok(None);
+        let constant = b.so_far().made_by::<DequantizeLinear>(inputs[1]);
+        if constant.is_none() || b.fact(inputs[1]).rank() != 2 {
+            return self.product_of_codes(b, node, op, (x, codes), inputs[1]);
         }
         let (w, scale) = match weight(b, inputs[1], axis)? {
             Ok(w) => w,
@@ -193,6 +195,31 @@ impl Lowering<'_> {
         };
         let op = QLinear::new(&w, columns, codes.zero, &bias, scale);
         b.apply(&node.name, Arc::new(op), &[x]).map(Some)
+    }
+
+    /// An integer product of two values of the run, with f32 result.
+    fn product_of_codes(
+        &mut self,
+        b: &mut Builder,
+        node: &Node,
+        op: &dyn Op,
+        (x, x_codes): (Var, Codes),
+        right: Var,
+    ) -> Result<Option<Var>> {
+        if op.is::<MatMul>().is_none() {
+            self.because(node, "only a Gemm with a constant matrix has an integer form");
+            return Ok(None);
+        }
+        let Some((y, y_codes)) = carried(b, right)? else {
+            self.because(node, "its second operand is not quantized to 8 bits, per tensor");
+            return Ok(None);
+        };
+        if b.fact(x).rank() < 2 || b.fact(y).rank() < 2 {
+            self.because(node, "the product of a vector has no integer form");
+            return Ok(None);
+        }
+        let op = QMatMul { inputs: [x_codes, y_codes], axes: [None, None], output: None };
+        b.apply(&node.name, Arc::new(op), &[x, y]).map(Some)
     }
 
     /// The codes of `x`: those of the operator that makes it, where it can give
@@ -259,6 +286,10 @@ impl Lowering<'_> {
         }
         if let Some(product) = op.is::<QLinear>() {
             let op = product.with(product.epilogue.requantized(codes, lo, hi));
+            return b.apply(&name, Arc::new(op), &inputs).map(Some);
+        }
+        if let Some(product) = op.is::<QMatMul>() {
+            let op = QMatMul { output: Some((codes, lo, hi)), ..product.clone() };
             return b.apply(&name, Arc::new(op), &inputs).map(Some);
         }
         if let Some(arithmetic) = op.is::<Arithmetic>() {
