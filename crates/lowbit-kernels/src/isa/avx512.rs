@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 use std::array;
 
-use super::Kernels;
 use super::gathered::{GROUPS, Gathered};
-use crate::loops;
+use super::{Kernels, lookup};
+use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
 use crate::product;
@@ -23,7 +23,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     },
     tile_rows: ROWS,
     tile,
-    loops: loops::AVX512,
+    loops: Loops { map: lookup::map, ..loops::AVX512 },
     product: product::AVX512,
 };
 

@@ -6,7 +6,7 @@ mod depthwise;
 use std::arch::x86_64::*;
 use std::array;
 
-use super::Kernels;
+use super::{Kernels, lookup};
 use crate::loops::{self, Loops};
 use crate::pack::{Group, KR, NR, last_group};
 use crate::product;
@@ -27,7 +27,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     tile_rows: ROWS,
     tile,
     product: product::AVX512,
-    loops: Loops { depthwise: depthwise::depthwise, ..loops::AVX512VNNI },
+    loops: Loops { depthwise: depthwise::depthwise, map: lookup::map, ..loops::AVX512VNNI },
 };
 
 /// 12 rows by 2 vectors of columns: 24 accumulators, 2 vectors of weights and

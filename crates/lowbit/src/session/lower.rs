@@ -10,6 +10,7 @@ mod images;
 mod layout;
 mod means;
 mod residual;
+mod tables;
 mod transposed;
 mod weights;
 
@@ -47,7 +48,8 @@ use crate::tensor::{DType, Tensor};
 pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, Report)> {
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
-    let lowered = means::of_codes(&residual::fold_additions(&fold_dequantized(&lowered)?)?)?;
+    let lowered = tables::compose(&fold_dequantized(&lowered)?)?;
+    let lowered = means::of_codes(&residual::fold_additions(&lowered)?)?;
     let lowered = transposed::read_in_place(&lowered)?;
     let report = lowering.report(&lowered);
     Ok((images::channels_last_images(&lowered)?, report))

@@ -67,11 +67,16 @@ impl QBinary {
     /// throughout: operand 1, or 0 if `swapped`.
     pub fn table(&self, value: u8, swapped: bool) -> [u8; 256] {
         let codes: [u8; 256] = std::array::from_fn(|q| q as u8);
-        let mut table = [0; 256];
         match swapped {
-            false => self.compute(&codes, &[value; 256], &mut table),
-            true => self.compute(&[value; 256], &codes, &mut table),
+            false => self.of_functions(&codes, &[value; 256]),
+            true => self.of_functions(&[value; 256], &codes),
         }
+    }
+
+    /// The result for each code of which both operands are functions.
+    pub fn of_functions(&self, a: &[u8; 256], b: &[u8; 256]) -> [u8; 256] {
+        let mut table = [0; 256];
+        self.compute(a, b, &mut table);
         table
     }
 

@@ -55,9 +55,12 @@ impl Op for QLinear {
     }
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
         let depth = self.weights.depth();
+        // One row is added to all.
+        let row = x.get(1).is_some_and(|b| b.shape.iter().product::<usize>() == self.weights.columns());
+        let added_pitch = if row { 0 } else { self.weights.columns() };
         match x[0].shape.split_last() {
             Some((&last, rows)) if last == depth => {
-                Prepared::routine(Linear { op: self.clone(), rows: rows.iter().product() })
+                Prepared::routine(Linear { op: self.clone(), rows: rows.iter().product(), added_pitch })
             }
             _ => Err(invalid!("expected rows of {depth} codes, found {:?}", x[0].shape)),
         }
@@ -72,6 +75,8 @@ impl Op for QLinear {
 struct Linear {
     op: QLinear,
     rows: usize,
+    /// From one row of the second operand to the next.
+    added_pitch: usize,
 }
 
 impl Routine for Linear {
@@ -84,7 +89,7 @@ impl Routine for Linear {
             panels: 0..weights.panels(),
             epilogue,
             first_column: 0,
-            added: added(epilogue, x, columns)?,
+            added: added(epilogue, x, self.added_pitch)?,
             out: Out::new(y, self.rows, columns)?,
         }
         .run();
