@@ -9,40 +9,46 @@ use crate::functions;
 
 const LANES: usize = 32;
 
-/// The sum of `terms`, each mapped by `f`, in the order of this module.
+/// The elements of `x`, each mapped by `f`, taken together by `join` in the order
+/// of this module, from `start` on.
 #[inline(always)]
-fn sum<T: Copy + Default + Add<Output = T>>(terms: &[f32], f: impl Fn(f32) -> T) -> T {
-    let mut lanes = [T::default(); LANES];
-    let (chunks, rest) = terms.as_chunks::<LANES>();
+fn fold<T: Copy>(x: &[f32], start: T, f: impl Fn(f32) -> T, join: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = *lane + f(x);
+            *lane = join(*lane, f(x));
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = *lane + f(x);
+        *lane = join(*lane, f(x));
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = lanes[i] + lanes[i + half];
-        }
-        half /= 2;
+    // Arrays of fixed sizes, which stay in registers.
+    macro_rules! halves {
+        ($($half:literal)*) => {{
+            $(let lanes = {
+                let mut joined = [start; $half];
+                for (i, joined) in joined.iter_mut().enumerate() {
+                    *joined = join(lanes[i], lanes[i + $half]);
+                }
+                joined
+            };)*
+            lanes[0]
+        }};
     }
-    lanes[0]
+    const { assert!(LANES == 32) };
+    halves!(16 8 4 2 1)
+}
+
+#[inline(always)]
+fn sum<T: Copy + Default + Add<Output = T>>(x: &[f32], f: impl Fn(f32) -> T) -> T {
+    fold(x, T::default(), f, |a, b| a + b)
 }
 
 /// The greatest element that is not NaN; negative infinity where there is none.
 #[inline(always)]
 fn greatest(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most })
+    fold(x, f32::NEG_INFINITY, |x| x, |a, b| if b > a { b } else { a })
 }
 
 #[inline(always)]

@@ -137,8 +137,15 @@ fn the_engine_is_near_the_simulation() {
 }
 
 #[test]
+fn a_float_block_is_computed_as_the_reference_does() {
+    let (graph, x) = (block(), [noise(&[2, 19, WIDTH], 12)]);
+    let session = Session::compile(&graph).unwrap();
+    assert_eq!(session.run(&x).unwrap(), graph.run(&x).unwrap());
+}
+
+#[test]
 fn plans_compute_what_the_nodes_do_and_steady_runs_allocate_nothing() {
-    for (kind, graph) in [("int8", quantized())] {
+    for (kind, graph) in [("int8", quantized()), ("float", block())] {
         let session = Session::compile(&graph).unwrap();
         let x = [noise(&[2, 19, WIDTH], 11)];
         let want = session.run_with(&x, |_, _, _| Ok(())).unwrap();

@@ -30,6 +30,11 @@ impl<'a> CodeMatrix<'a> {
         }
         CodeMatrix { data, depth, columns, strides }
     }
+
+    #[inline(always)]
+    fn at(&self, k: usize, n: usize) -> usize {
+        k * self.strides[0] + n * self.strides[1]
+    }
 }
 
 /// Limits with which any i8 weights are multiplied exactly: the sums of two
@@ -96,7 +101,7 @@ fn signed(code: u8) -> i8 {
 
 #[inline(always)]
 pub(crate) fn pack_codes(from: &CodeMatrix<'_>, memory: &mut [u8]) {
-    let CodeMatrix { data, depth, columns, strides } = *from;
+    let CodeMatrix { depth, columns, .. } = *from;
     let (panels, len) = (columns.div_ceil(NR), depth.div_ceil(KR));
     // SAFETY: a group is bytes, of any value, without padding.
     let (_, groups, _) = unsafe { memory.align_to_mut::<Group>() };
@@ -106,36 +111,69 @@ pub(crate) fn pack_codes(from: &CodeMatrix<'_>, memory: &mut [u8]) {
     for (p, sums) in sums.iter_mut().enumerate() {
         let first = p * NR;
         let width = NR.min(columns - first);
-        *sums = [0; NR];
-        for (g, group) in groups[p * len..][..len].iter_mut().enumerate() {
-            let k = g * KR;
-            let height = KR.min(depth - k);
-            let at = k * strides[0] + first * strides[1];
-            if (width, height) == (NR, KR) && strides[1] == 1 {
-                let mut rows = [&[0; NR]; KR];
-                for (t, row) in rows.iter_mut().enumerate() {
-                    *row = data[at + t * strides[0]..].first_chunk().expect("NR columns");
-                }
-                for (n, column) in group.0.iter_mut().enumerate() {
-                    *column =
-                        [signed(rows[0][n]), signed(rows[1][n]), signed(rows[2][n]), signed(rows[3][n])];
-                }
-            } else if (width, height) == (NR, KR) && strides[0] == 1 {
-                for (n, column) in group.0.iter_mut().enumerate() {
-                    let codes: [u8; KR] = *data[at + n * strides[1]..].first_chunk().expect("KR rows");
-                    *column = [signed(codes[0]), signed(codes[1]), signed(codes[2]), signed(codes[3])];
-                }
-            } else {
-                *group = Group([[0; KR]; NR]);
-                for (n, column) in group.0[..width].iter_mut().enumerate() {
-                    for (t, weight) in column[..height].iter_mut().enumerate() {
-                        *weight = signed(data[at + t * strides[0] + n * strides[1]]);
-                    }
+        let groups = &mut groups[p * len..][..len];
+        let whole = if width == NR { depth / KR } else { 0 };
+        if from.strides[1] == 1 {
+            pack_rows(from, first, &mut groups[..whole]);
+        } else {
+            pack_columns(from, first, &mut groups[..whole]);
+        }
+        for (g, group) in groups.iter_mut().enumerate().skip(whole) {
+            *group = Group([[0; KR]; NR]);
+            for (n, column) in group.0[..width].iter_mut().enumerate() {
+                for (t, weight) in column.iter_mut().enumerate().take(depth - g * KR) {
+                    *weight = signed(from.data[from.at(g * KR + t, first + n)]);
                 }
             }
-            for (sum, column) in sums.iter_mut().zip(&group.0) {
-                *sum += column.iter().map(|&w| i32::from(w)).sum::<i32>();
-            }
+        }
+        add_columns(from, first, &mut sums[..width]);
+    }
+}
+
+/// Groups of the `NR` columns from `first`, given as rows.
+#[inline(always)]
+fn pack_rows(from: &CodeMatrix<'_>, first: usize, groups: &mut [Group]) {
+    for (g, group) in groups.iter_mut().enumerate() {
+        let mut rows = [&[0; NR]; KR];
+        for (t, row) in rows.iter_mut().enumerate() {
+            *row = from.data[from.at(g * KR + t, first)..].first_chunk().expect("NR columns");
+        }
+        for (n, column) in group.0.iter_mut().enumerate() {
+            *column = [signed(rows[0][n]), signed(rows[1][n]), signed(rows[2][n]), signed(rows[3][n])];
+        }
+    }
+}
+
+/// Groups of the `NR` columns from `first`, given as runs of bytes.
+#[inline(always)]
+fn pack_columns(from: &CodeMatrix<'_>, first: usize, groups: &mut [Group]) {
+    if groups.is_empty() {
+        return;
+    }
+    for n in 0..NR {
+        let column = &from.data[from.at(0, first + n)..][..KR * groups.len()];
+        for (group, codes) in groups.iter_mut().zip(column.as_chunks::<KR>().0) {
+            group.0[n] = [signed(codes[0]), signed(codes[1]), signed(codes[2]), signed(codes[3])];
+        }
+    }
+}
+
+/// The sums of the columns from `first`, of codes less 128.
+#[inline(always)]
+fn add_columns(from: &CodeMatrix<'_>, first: usize, sums: &mut [i32]) {
+    let CodeMatrix { data, depth, strides, .. } = *from;
+    sums.fill(depth as i32 * -128);
+    if depth == 0 {
+        return;
+    }
+    if strides[1] == 1 {
+        for k in 0..depth {
+            let row = &data[from.at(k, first)..][..sums.len()];
+            sums.iter_mut().zip(row).for_each(|(sum, &q)| *sum += i32::from(q));
+        }
+    } else {
+        for (n, sum) in sums.iter_mut().enumerate() {
+            *sum += data[from.at(0, first + n)..][..depth].iter().map(|&q| i32::from(q)).sum::<i32>();
         }
     }
 }

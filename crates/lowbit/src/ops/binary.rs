@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut,
+    arity,
+};
+use crate::parallel;
 use crate::tensor::{DType, Tensor};
 
 use super::cast::cast;
-use super::strided::zip;
+use super::strided::{self, Nest, zip};
 use super::{broadcast, symbolic};
 
 /// Arithmetic of two operands of one type. Integers wrap; dividing one by
@@ -186,6 +190,25 @@ impl Op for Arithmetic {
         Ok(vec![cast(&self.compute(&cast(a, wide)?, &cast(b, wide)?)?, a.dtype())?])
     }
 
+    fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
+        /// Rows shorter than this are not worth the look-up of where they begin.
+        const SHORTEST: usize = 8;
+        let plain = matches!(self, Arithmetic::Add | Arithmetic::Sub | Arithmetic::Mul | Arithmetic::Div);
+        if !plain || x.iter().any(|x| x.dtype != DType::F32) {
+            return Ok(Prepared::Eval);
+        }
+        let shape = broadcast::shape(x[0].shape, x[1].shape)?;
+        let [a, b] = [x[0], x[1]].map(|x| strided::broadcast(x.shape, &shape));
+        let nest = Nest::new(&shape, [&a, &b]);
+        let (n, steps) = nest.inner();
+        if n < SHORTEST || !matches!(steps, [1, 1] | [1, 0] | [0, 1]) {
+            return Ok(Prepared::Eval);
+        }
+        let mut starts = vec![];
+        nest.rows([0; 2], |at| starts.push(at));
+        Prepared::routine(Broadcast { op: *self, n, steps, starts })
+    }
+
     fn attributes(&self) -> Attributes {
         match self {
             Arithmetic::Mod { fmod } => vec![("fmod", Attribute::Int(i64::from(*fmod)))],
@@ -200,6 +223,60 @@ impl Op for Arithmetic {
             }
             _ => Quant::Float,
         }
+    }
+}
+
+/// Arithmetic of f32 operands of known shapes: in rows of `n` elements, each
+/// operand's neighbours or one element throughout.
+#[derive(Debug)]
+struct Broadcast {
+    op: Arithmetic,
+    n: usize,
+    steps: [isize; 2],
+    /// Where the operands of each row begin.
+    starts: Vec<[usize; 2]>,
+}
+
+impl Broadcast {
+    fn compute(&self, [a, b]: [&[f32]; 2], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+        /// Elements that are worth a task.
+        const TASK: usize = 1 << 15;
+        // Whole rows, or parts of one.
+        let rows = TASK / self.n;
+        let size = if rows == 0 { TASK } else { rows * self.n };
+        let part = |[i, j]: [usize; 2], at: usize, y: &mut [f32]| match self.steps {
+            [1, 1] => {
+                let (a, b) = (&a[i + at..][..y.len()], &b[j + at..][..y.len()]);
+                y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
+            }
+            [1, _] => y.iter_mut().zip(&a[i + at..]).for_each(|(y, &a)| *y = f(a, b[j])),
+            _ => y.iter_mut().zip(&b[j + at..]).for_each(|(y, &b)| *y = f(a[i], b)),
+        };
+        if rows == 0 {
+            for (row, &start) in y.chunks_exact_mut(self.n).zip(&self.starts) {
+                parallel::chunks(row, size, |i, y| part(start, i * size, y));
+            }
+        } else {
+            parallel::chunks(y, size, |i, y| {
+                for (y, &start) in y.chunks_exact_mut(self.n).zip(&self.starts[i * rows..]) {
+                    part(start, 0, y);
+                }
+            });
+        }
+    }
+}
+
+impl Routine for Broadcast {
+    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
+        let (x, y) = ([x[0].f32()?, x[1].f32()?], y.f32()?);
+        match self.op {
+            Arithmetic::Add => self.compute(x, y, |a, b| a + b),
+            Arithmetic::Sub => self.compute(x, y, |a, b| a - b),
+            Arithmetic::Mul => self.compute(x, y, |a, b| a * b),
+            Arithmetic::Div => self.compute(x, y, |a, b| a / b),
+            op => return Err(invalid!("{} has no routine", op.name())),
+        }
+        Ok(())
     }
 }
 
@@ -295,6 +372,32 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::op::eval_by_routine;
+
+    #[test]
+    fn routines_compute_what_tensors_do() {
+        let ramp = |shape: &[usize], from: f32| {
+            let n = shape.iter().product::<usize>();
+            Tensor::new(shape, (0..n).map(|i| from + (i % 1013) as f32 / 7.0).collect()).unwrap()
+        };
+        let cases: [(&[usize], &[usize]); 9] = [
+            (&[70_001], &[70_001]),
+            (&[3, 40_000], &[3, 1]),
+            (&[300, 129], &[129]),
+            (&[300, 129], &[]),
+            (&[], &[300, 129]),
+            (&[2, 1, 16], &[5, 16]),
+            (&[2, 3, 16], &[2, 1, 16]),
+            (&[2, 3, 1], &[2, 1, 16]),
+            (&[0, 16], &[16]),
+        ];
+        let ops = [Arithmetic::Add, Arithmetic::Sub, Arithmetic::Mul, Arithmetic::Div];
+        for (op, (a, b)) in ops.into_iter().flat_map(|op| cases.map(|case| (op, case))) {
+            let (a, b) = (ramp(a, -40.0), ramp(b, 3.0));
+            let want = op.eval(&[&a, &b]).unwrap();
+            assert_eq!(eval_by_routine(&op, &[&a, &b]).unwrap(), want, "{op:?} {a:?} {b:?}");
+        }
+    }
 
     fn check(cases: Vec<(&dyn Op, Vec<Tensor>, Tensor)>) {
         let mut failures = vec![];
