@@ -57,8 +57,11 @@ pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
     if row == 0 {
         return;
     }
+    let mut tops = x.chunks_exact(row).map(greatest);
+    let mut top = tops.next().unwrap_or_default();
     for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
-        let top = greatest(x);
+        // Found ahead: nothing then waits for the end of a maximum.
+        let next = tops.next().unwrap_or_default();
         for (x, out) in x.iter().zip(&mut *out) {
             *out = functions::exp(x - top);
         }
@@ -66,6 +69,7 @@ pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
         for out in out {
             *out *= inverse;
         }
+        top = next;
     }
 }
 
