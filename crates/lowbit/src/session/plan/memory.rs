@@ -76,7 +76,9 @@ impl Arena {
     /// A reader of all bytes.
     pub fn reader(&self) -> Reader<'_> {
         let bytes = &bytemuck::cast_slice::<f32, u8>(&self.words)[self.skip..][..self.size];
-        Reader { before: bytes, after: &[], end: bytes.len() }
+        // What is after the end is empty, and aligned like all else.
+        let (before, after) = bytes.split_at(bytes.len());
+        Reader { before, after, end: bytes.len() }
     }
 }
 
@@ -129,6 +131,13 @@ mod tests {
     fn values_that_follow_each_other_share_memory() {
         let spans: Vec<Span> = (0..10).map(|i| Span { size: 100, first: i, last: i + 1 }).collect();
         assert_eq!(arrange(&spans).1, 2 * 128);
+    }
+
+    #[test]
+    fn nothing_is_read_from_an_empty_arena() {
+        let arena = Arena::new(0);
+        let bytes = arena.reader().get(0..0).unwrap();
+        assert_eq!(bytemuck::cast_slice::<u8, f32>(bytes), [] as [f32; 0]);
     }
 
     #[test]
