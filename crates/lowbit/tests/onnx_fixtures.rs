@@ -26,9 +26,8 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("thresholded_relu_13", "ThresholdedRelu_0: operator ThresholdedRelu: it is not supported"),
 ];
 
-/// Models whose products stay in float: weights of other formats than 8 bits,
-/// in blocks, and factors of Gemm.
-const IN_FLOAT: &[&str] = &["dequantize_blocks_21", "dequantize_int4_21", "gemm_broadcast_9"];
+/// Models whose products stay in float: factors of Gemm.
+const IN_FLOAT: &[&str] = &["gemm_broadcast_9"];
 
 /// Sums in another order differ in the last bits.
 const EXACT_SUMS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-5, steps: 0 };
@@ -185,6 +184,7 @@ fn check_integer(f: &Fixture, session: &Session) -> Result<(), String> {
     let graph = session.graph();
     let floats = graph.applied().filter(|(v, _, op, inputs)| match op.name() {
         "Conv" => graph.fact(*v).rank() == 4,
+        "PackedMatMul" => true,
         "Gemm" | "MatMul" => graph.constant(inputs[1]).is_some_and(|w| w.rank() == 2),
         _ => false,
     });

@@ -99,7 +99,7 @@ struct PackedMatMul {
 
 impl Op for PackedMatMul {
     fn name(&self) -> &'static str {
-        "MatMul"
+        "PackedMatMul"
     }
     fn domain(&self) -> &'static str {
         "lowbit"
