@@ -68,14 +68,20 @@ impl<'a, T> Rows<'a, T> {
         Rows { first: self.first + rows.start, count: rows.len(), terms, ..*self }
     }
 
-    /// The same rows, to each of whose sums a term is added.
+    /// Of each row some taps, and of these some elements.
     ///
     /// # Panics
     ///
-    /// There is not one term for each row.
-    pub fn with_terms(self, terms: &'a [i32]) -> Rows<'a> {
-        assert_eq!(terms.len(), self.count, "terms of {} rows", self.count);
-        Rows { terms, ..self }
+    /// There are no such taps or elements.
+    pub fn within(&self, taps: Range<usize>, elements: Range<usize>) -> Rows<'a, T> {
+        assert!(
+            elements.start <= elements.end && elements.end <= self.depth,
+            "{elements:?} of {}",
+            self.depth
+        );
+        // Where there is a row, it has the elements behind these.
+        let a = self.a.get(elements.start..).unwrap_or_default();
+        Rows { a, taps: &self.taps[taps], depth: elements.len(), ..*self }
     }
 
     /// What is added to the sums of each row; none for 0.
@@ -133,6 +139,18 @@ impl<'a, T> Rows<'a, T> {
         let offset = self.taps[tap];
         // SAFETY: by the invariant, `depth` elements of `a` lie at each start and tap.
         self.starts(first).map(|start| unsafe { slice::from_raw_parts(start.add(offset), self.depth) })
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// The same rows, to each of whose sums a term is added.
+    ///
+    /// # Panics
+    ///
+    /// There is not one term for each row.
+    pub fn with_terms(self, terms: &'a [i32]) -> Rows<'a> {
+        assert_eq!(terms.len(), self.count, "terms of {} rows", self.count);
+        Rows { terms, ..self }
     }
 }
 

@@ -7,7 +7,6 @@ mod float;
 mod images;
 mod integer;
 mod lower;
-mod packed;
 mod plan;
 mod pool;
 mod report;
@@ -78,7 +77,7 @@ impl Session {
             false => Some(fuse(graph)?),
         };
         let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph), reasons)?;
-        let graph = packed::pack_products(&clamped::fold_clamps(&lowered)?)?;
+        let graph = float::matmul::pack_products(&clamped::fold_clamps(&lowered)?)?;
         Ok(Session { graph, report, plans: Mutex::default() })
     }
 

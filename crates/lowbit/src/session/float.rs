@@ -1,5 +1,6 @@
-//! f32 operators on channels-last (NHWC) images, with constant weights packed at
-//! compile time.
+//! f32 operators with constant weights, packed at compile time. Images are
+//! channels-last (NHWC).
 
 pub mod conv;
+pub mod matmul;
 mod product;

@@ -118,3 +118,25 @@ proptest! {
         assert_close(&session.run(&x).unwrap(), &quantized.run(&x).unwrap(), 1e-5)?;
     }
 }
+
+/// Sums so deep that they are taken up again.
+#[test]
+fn deep_convolutions() {
+    for dilation in [1, 2] {
+        let m = Images {
+            size: [5, 6],
+            groups: 1,
+            channels: [400, 5],
+            kernel: [3, 3],
+            strides: vec![1, 1],
+            dilations: vec![dilation; 2],
+            pads: vec![(1, 1), (1, 1)],
+            relu: true,
+            pool: None,
+        };
+        let float = model(&m).unwrap();
+        let x = [Tensor::new(&[2, 400, 5, 6], noise(3, 2 * 400 * 5 * 6)).unwrap()];
+        let session = Session::compile(&float).unwrap();
+        assert_close(&session.run(&x).unwrap(), &float.run(&x).unwrap(), 1e-5).unwrap();
+    }
+}

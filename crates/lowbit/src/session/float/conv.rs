@@ -66,11 +66,12 @@ impl ImageConv {
             Weights::Depthwise(Filters::new(&by_tap, &bias))
         } else {
             let share = outputs / groups;
+            let by_rows = groups == 1 && conv.window.dilations.get(1).is_none_or(|&d| d == 1);
             let of_group = |g: usize| {
                 let element = |row: usize, column: usize| at(g * share + column, row / depth, row % depth);
-                PackedMatrix::new(taps * depth, share, element)
+                let (taps, run) = if by_rows { (kh, kw * depth) } else { (taps, depth) };
+                PackedMatrix::new(taps, run, share, element)
             };
-            let by_rows = groups == 1 && conv.window.dilations.get(1).is_none_or(|&d| d == 1);
             Weights::Matrices { matrices: (0..groups).map(of_group).collect(), by_rows }
         };
         Ok(ImageConv {
@@ -247,8 +248,14 @@ impl Routine for Convolution {
                 Some((windows, run)) => Rows::gathered(&values[g * inputs / matrices.len()..], windows, run),
                 None => Rows::strided(values, inputs, pixels, inputs),
             };
-            let product =
-                WeightedRows { rows, weights: matrix.panels(), bias: of_group, bounds: op.bounds, out };
+            let product = WeightedRows {
+                rows,
+                weights: matrix,
+                columns: 0..matrix.columns(),
+                bias: Some(of_group),
+                bounds: op.bounds,
+                out,
+            };
             product.run();
         }
         Ok(())

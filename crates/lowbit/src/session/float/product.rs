@@ -1,33 +1,81 @@
-//! f32 products with packed weights, spread over threads.
+//! f32 products with a constant matrix, packed at compile time, spread over threads.
+
+use std::fmt;
+use std::ops::Range;
 
 use lowbit_kernels::{Kernels, MatrixMut, Panels, Product, Right, Rows, Start};
 
 /// Multiply-accumulates that are worth a task of their own: some microseconds.
 const TASK: usize = 1 << 18;
-/// Elements of the weights that pass by all rows together: less than half of a
-/// typical second-level cache.
+/// The greatest depth of a step, if a tap is not deeper: longer sums are taken up again.
+const DEPTH: usize = 1024;
+/// Elements of a step's weights that pass by all rows together: less than half of
+/// a typical second-level cache.
 const KEPT: usize = 96 << 10;
 
-/// The right matrix of a product, in panels.
-#[derive(Debug)]
+/// The right matrix of a product, whose rows are `taps` runs of equal length: for
+/// each [`Step`], panels of the kernels' width.
 pub struct PackedMatrix {
     data: Vec<f32>,
-    rows: usize,
+    steps: Vec<Step>,
     columns: usize,
+    width: usize,
+}
+
+/// Some of a matrix's rows: of some taps all, or of one tap some.
+#[derive(Clone, Debug)]
+struct Step {
+    taps: Range<usize>,
+    of_tap: Range<usize>,
+    /// The first row of the matrix.
+    first: usize,
+}
+
+impl Step {
+    fn depth(&self) -> usize {
+        self.taps.len() * self.of_tap.len()
+    }
+
+    /// Those of `taps` runs of `run` rows. There is one even of none.
+    fn all(taps: usize, run: usize) -> Vec<Step> {
+        let together = (DEPTH / run.max(1)).max(1);
+        if taps == 1 {
+            let starts = (0..run.max(1)).step_by(DEPTH);
+            return starts
+                .map(|at| Step { taps: 0..1, of_tap: at..run.min(at + DEPTH), first: at })
+                .collect();
+        }
+        let starts = (0..taps).step_by(together);
+        let step = |at: usize| Step { taps: at..taps.min(at + together), of_tap: 0..run, first: at * run };
+        starts.map(step).collect()
+    }
+}
+
+impl fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.depth(), self.columns)
+    }
 }
 
 impl PackedMatrix {
-    /// The matrix of `rows` times `columns` elements `at(row, column)`.
-    pub fn new(rows: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> PackedMatrix {
+    /// The matrix of `taps * run` rows and `columns` columns with the elements
+    /// `at(row, column)`.
+    pub fn new(taps: usize, run: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> PackedMatrix {
         let width = Kernels::best().panel_width();
-        let mut data = vec![0.0; Panels::len(rows, columns, width)];
-        for (i, panel) in data.chunks_exact_mut((width * rows).max(1)).enumerate() {
-            for (row, to) in panel.chunks_exact_mut(width).enumerate() {
-                let columns = i * width..columns.min((i + 1) * width);
-                to.iter_mut().zip(columns).for_each(|(to, column)| *to = at(row, column));
+        let steps = Step::all(taps, run);
+        let mut data = vec![0.0; Panels::len(taps * run, columns, width)];
+        let mut rest = data.as_mut_slice();
+        for step in &steps {
+            for column in (0..columns).step_by(width) {
+                let (panel, others) = rest.split_at_mut(width * step.depth());
+                for (row, to) in (step.first..).zip(panel.chunks_exact_mut(width)) {
+                    let columns = column..columns.min(column + width);
+                    to.iter_mut().zip(columns).for_each(|(to, column)| *to = at(row, column));
+                }
+                rest = others;
             }
         }
-        PackedMatrix { data, rows, columns }
+        PackedMatrix { data, steps, columns, width }
     }
 
     /// The number of columns.
@@ -35,21 +83,31 @@ impl PackedMatrix {
         self.columns
     }
 
-    /// All of it.
-    pub fn panels(&self) -> Panels<'_> {
-        Panels::new(&self.data, self.rows, self.columns, Kernels::best().panel_width())
+    /// The number of rows.
+    pub fn depth(&self) -> usize {
+        self.steps.iter().map(Step::depth).sum()
+    }
+
+    /// Some columns of a step, from the first one of a panel on.
+    fn part(&self, step: &Step, columns: &Range<usize>) -> Panels<'_> {
+        let of_rows = step.first * self.columns.next_multiple_of(self.width);
+        let data = &self.data[of_rows + columns.start * step.depth()..];
+        Panels::new(data, step.depth(), columns.len(), self.width)
     }
 }
 
-/// `out = clamp(bias + rows * weights, lo, hi)`, or a part of it.
+/// `out = clamp(bias + rows * weights, lo, hi)`, each a chain of fused
+/// multiply-adds, or some of its rows and columns.
 pub struct WeightedRows<'a> {
     /// The left matrix.
     pub rows: Rows<'a, f32>,
     /// The right one.
-    pub weights: Panels<'a>,
-    /// One for each column.
-    pub bias: &'a [f32],
-    /// Bounds of the results.
+    pub weights: &'a PackedMatrix,
+    /// Its columns, from the first one of a panel on.
+    pub columns: Range<usize>,
+    /// One for each column of the right matrix, or 0.
+    pub bias: Option<&'a [f32]>,
+    /// Bounds of the results; NaN stays.
     pub bounds: [f32; 2],
     /// Where they go.
     pub out: MatrixMut<'a>,
@@ -64,56 +122,60 @@ impl WeightedRows<'_> {
     }
 
     fn work(&self) -> usize {
-        let [depth, columns] = self.weights.size();
-        self.rows.count() * depth * columns
+        self.rows.count() * self.columns.len() * self.weights.depth()
     }
 
     fn spread(self, task: usize) {
-        let kernels = Kernels::best();
-        let [_, columns] = self.weights.size();
-        let (tiles, panels) =
-            (self.rows.count() / kernels.product_rows(), columns.div_ceil(kernels.panel_width()));
+        let together = Kernels::best().product_rows();
+        let (tiles, panels) = (self.rows.count() / together, self.columns.len().div_ceil(self.weights.width));
         if self.work() <= task || tiles.max(panels) < 2 {
             return self.multiply();
         }
         let (first, second) = if tiles >= 2 * panels || panels < 2 {
-            self.split_rows(tiles / 2 * kernels.product_rows())
+            self.split_rows(tiles / 2 * together)
         } else {
-            self.split_columns(panels / 2 * kernels.panel_width())
+            let at = panels / 2 * self.weights.width;
+            self.split_columns(at)
         };
         rayon::join(|| first.spread(task), || second.spread(task));
     }
 
     fn split_rows(self, at: usize) -> (Self, Self) {
-        let (above, below) = self.out.split_rows(at);
-        let part = |range, out| WeightedRows { rows: self.rows.range(range), out, ..self };
-        (part(0..at, above), part(at..self.rows.count(), below))
+        let WeightedRows { rows, out, ref columns, .. } = self;
+        let (above, below) = out.split_rows(at);
+        let part =
+            |range, out| WeightedRows { rows: rows.range(range), columns: columns.clone(), out, ..self };
+        (part(0..at, above), part(at..rows.count(), below))
     }
 
     fn split_columns(self, at: usize) -> (Self, Self) {
-        let [_, columns] = self.weights.size();
-        let (left, right) = self.out.split_cols(at);
-        let part = |from: usize, to: usize, out| WeightedRows {
-            weights: self.weights.cols(from, to - from),
-            bias: &self.bias[from..to],
-            out,
-            ..self
-        };
-        (part(0, at, left), part(at, columns, right))
+        let WeightedRows { columns: Range { start, end }, out, .. } = self;
+        let (left, right) = out.split_cols(at);
+        let part = |columns, out| WeightedRows { columns, out, ..self };
+        (part(start..start + at, left), part(start + at..end, right))
     }
 
     fn multiply(self) {
-        let kernels = Kernels::best();
-        let [depth, columns] = self.weights.size();
-        let width = kernels.panel_width();
-        let together = (KEPT / (width * depth.max(1))).max(1) * width;
-        if columns > together {
+        let deepest = self.weights.steps.iter().map(Step::depth).max().unwrap_or(1).max(1);
+        let width = self.weights.width;
+        let together = (KEPT / (width * deepest)).max(1) * width;
+        if self.columns.len() > together {
             let (first, others) = self.split_columns(together);
             first.multiply();
             return others.multiply();
         }
-        let WeightedRows { rows, weights, bias, bounds: [lo, hi], mut out } = self;
-        let product = Product { left: rows, right: Right::Panels(weights), start: Start::Cols(bias), lo, hi };
-        kernels.product(&product, &mut out);
+        let WeightedRows { rows, weights, columns, bias, bounds, mut out } = self;
+        for (i, step) in weights.steps.iter().enumerate() {
+            let start = match bias {
+                _ if i > 0 => Start::Out,
+                Some(bias) => Start::Cols(&bias[columns.clone()]),
+                None => Start::Zero,
+            };
+            let last = i + 1 == weights.steps.len();
+            let [lo, hi] = if last { bounds } else { [f32::NEG_INFINITY, f32::INFINITY] };
+            let left = rows.within(step.taps.clone(), step.of_tap.clone());
+            let right = Right::Panels(weights.part(step, &columns));
+            Kernels::best().product(&Product { left, right, start, lo, hi }, &mut out);
+        }
     }
 }

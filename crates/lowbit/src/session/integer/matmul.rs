@@ -3,13 +3,13 @@
 use lowbit_kernels::{CodeMatrix, Grid, Kernels, Output, Requant, Rows, Weights};
 use rayon::prelude::*;
 
-use super::fact;
 use crate::error::{Error, Result, invalid};
 use crate::op::{DataMut, Dim, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::ops::broadcast;
 use crate::ops::strided::contiguous;
 use crate::parallel;
 use crate::session::codes::Codes;
+use crate::session::images::fact;
 use crate::tensor::{DType, Tensor};
 
 /// Multiply-accumulates that are worth a task, each of which packs its right matrix.
