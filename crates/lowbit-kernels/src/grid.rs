@@ -1,6 +1,8 @@
 //! Output matrices that may be split among threads.
 
 use std::marker::PhantomData;
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
 use std::slice;
 
 use crate::rows::check_matrix;
@@ -69,6 +71,20 @@ impl<'a, T> Grid<'a, T> {
     /// The same elements, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> Grid<'_, T> {
         Grid { owner: PhantomData, ..*self }
+    }
+
+    /// Where the `width` elements of each of some rows from `column` on lie: the first
+    /// one, and the distance of rows.
+    ///
+    /// # Panics
+    ///
+    /// They are not in the matrix.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn block(&mut self, rows: Range<usize>, column: usize, width: usize) -> (*mut T, usize) {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(column <= self.columns && width <= self.columns - column);
+        (self.data.wrapping_add(rows.start * self.stride + column), self.stride)
     }
 
     /// `width` elements of row `row` from `column`.

@@ -103,6 +103,11 @@ impl Rounder {
         self.offset
     }
 
+    /// The least result.
+    pub(crate) fn least(self) -> u8 {
+        (self.lo as i32 as u8).wrapping_add(self.zero())
+    }
+
     /// What is added to the low byte of `v + SHIFT`.
     pub(crate) fn zero(self) -> u8 {
         self.offset as u8

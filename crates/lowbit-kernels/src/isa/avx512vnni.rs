@@ -2,6 +2,7 @@
 //! into i32 without saturating.
 
 mod depthwise;
+mod saturate;
 
 use std::arch::x86_64::*;
 use std::array;
@@ -53,7 +54,7 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
 /// Sums whose vectors do not straddle cache lines: what is read right after it
 /// was written then need not wait for the cache.
 #[repr(align(64))]
-struct Aligned<T>(T);
+struct Aligned<T: ?Sized>(T);
 
 /// A tile of `R` rows by `V` vectors, that is `W = V * LANES` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -100,6 +101,7 @@ fn sized<const R: usize, const V: usize, const W: usize>(
         }
     }
     match epilogue.requantizing() {
+        Some(to) if saturate::is_plain::<V, W>(R, &to) => saturate::store::<V, W>(&sums, first, to),
         Some(to) => requantize::<V, W>(&sums.0, first, to),
         None => finish(epilogue, &sums.0, first, 0),
     }
