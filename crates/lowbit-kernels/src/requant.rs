@@ -98,11 +98,6 @@ impl Rounder {
         if v > self.hi { self.hi } else { v }
     }
 
-    /// What makes the rounded and shifted integer of the bits of `v + SHIFT`.
-    pub(crate) fn offset(self) -> i32 {
-        self.offset
-    }
-
     /// The least result.
     pub(crate) fn least(self) -> u8 {
         (self.lo as i32 as u8).wrapping_add(self.zero())

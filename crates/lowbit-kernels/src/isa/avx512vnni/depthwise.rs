@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
 
-use super::Bounds;
+use super::saturate::Saturated;
 use crate::depthwise::{BLOCK, Block, MOST_TAPS, PackedDepthwise, Quad, walk};
 use crate::requant::Rounder;
 
@@ -50,7 +50,13 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
                 let out = &mut out[first * channels + block.first..][..lanes];
                 // SAFETY: every tap has `span` bytes, and the last pixel's channels end there.
                 unsafe {
-                    step(taps, at, block, words.map(|w| (w, 2 * lanes - channels)), packed.rounder(), out)
+                    match words {
+                        None if lanes == BLOCK => step::<true>(taps, at, block, None, packed.rounder(), out),
+                        words => {
+                            let words = words.map(|w| (w, 2 * lanes - channels));
+                            step::<false>(taps, at, block, words, packed.rounder(), out);
+                        }
+                    }
                 };
                 next = first + together;
             }
@@ -68,14 +74,15 @@ fn words_of_every_other(channels: usize) -> __m512i {
 }
 
 /// The lanes of one block, from what the taps hold at `at`: adjacent bytes, or
-/// the given words of so many bytes.
+/// the given words of so many bytes. `out` has all lanes if `WHOLE`, and no words
+/// are given then.
 ///
 /// # Safety
 ///
 /// So many bytes, or as many as `out` has, can be read there of each tap.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn step(
+unsafe fn step<const WHOLE: bool>(
     taps: &[[*const u8; 4]],
     at: usize,
     block: &Block,
@@ -91,6 +98,8 @@ unsafe fn step(
             // SAFETY: as this function's; the mask has as many lanes as `out`.
             *r = unsafe {
                 match words {
+                    // A mask, even of all lanes, would cost as much as an addition.
+                    _ if WHOLE => _mm512_loadu_si512(tap.add(at).cast()),
                     None => _mm512_maskz_loadu_epi8(mask, tap.add(at).cast()),
                     Some((words, len)) => every_other(tap.add(at), len, words),
                 }
@@ -109,13 +118,12 @@ unsafe fn step(
             acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], weights[j]);
         }
     }
-    let (bounds, offset) = (Bounds::new(rounder), _mm512_set1_epi32(rounder.offset()));
+    let saturated = Saturated::new(rounder);
     let multiplier = load(&block.multiplier);
     for (acc, multiplier) in acc.iter_mut().zip(multiplier) {
-        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(*acc), _mm512_castsi512_ps(multiplier));
-        *acc = _mm512_add_epi32(_mm512_castps_si512(bounds.shifted(product)), offset);
+        *acc = saturated.rounded(*acc, multiplier);
     }
-    let y = _mm512_packus_epi16(_mm512_packs_epi32(acc[0], acc[1]), _mm512_packs_epi32(acc[2], acc[3]));
+    let y = saturated.codes(acc);
     match out.first_chunk_mut::<BLOCK>() {
         // SAFETY: `out` is 64 writable bytes.
         Some(out) => unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), y) },
