@@ -24,6 +24,7 @@ pub struct PackedDepthwise {
     padding: Vec<u8>,
     one: Lanes,
     several: Lanes,
+    quads: Vec<Vec<usize>>,
     blocks: Vec<Block>,
 }
 
@@ -45,7 +46,7 @@ struct Lanes {
 pub(crate) struct Block {
     pub(crate) bias: [i32; BLOCK],
     pub(crate) multiplier: [f32; BLOCK],
-    /// The weights of four taps, lane by lane; missing taps are zero.
+    /// The weights of the taps of each quad, lane by lane; missing taps are zero.
     pub(crate) quads: Vec<Quad>,
     /// The first channel.
     pub(crate) first: usize,
@@ -75,13 +76,15 @@ impl PackedDepthwise {
         };
         let one = lanes(1);
         let starts = (0..channels).step_by(BLOCK).map(|first| first.min(channels.max(BLOCK) - BLOCK));
-        let blocks = starts.map(|first| Block::new(&one, taps, first)).collect();
+        let quads = quads(window);
+        let blocks = starts.map(|first| Block::new(&one, &quads, first)).collect();
         PackedDepthwise {
             window: *window,
             rounder: requant.rounder(),
             padding: vec![x_zero; window.input[1] * channels],
             several: lanes((WIDE / channels.max(1)).max(1)),
             one,
+            quads,
             blocks,
         }
     }
@@ -98,28 +101,39 @@ impl PackedDepthwise {
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
     }
+
+    /// The taps that are multiplied together, at most four: of a kernel of 3 x 3,
+    /// those of a column.
+    pub(crate) fn quads(&self) -> &[Vec<usize>] {
+        &self.quads
+    }
+}
+
+fn quads(window: &Window) -> Vec<Vec<usize>> {
+    if window.kernel == [3, 3] {
+        return (0..3).map(|kx| vec![kx, 3 + kx, 6 + kx]).collect();
+    }
+    let taps: Vec<usize> = (0..window.taps()).collect();
+    taps.chunks(4).map(<[usize]>::to_vec).collect()
 }
 
 impl Block {
     /// The lanes from channel `first`: as many channels as there are, over and over.
-    fn new(lanes: &Lanes, taps: usize, first: usize) -> Block {
+    fn new(lanes: &Lanes, quads: &[Vec<usize>], first: usize) -> Block {
         let channels = lanes.bias.len();
         let channel = |position: usize| {
             let (j, l, e) = (position / 16, position / 4 % 4, position % 4);
             (first + 16 * l + 4 * j + e) % channels
         };
-        let quad = |q: usize| {
-            Quad(array::from_fn(|at| {
-                array::from_fn(|i| match 4 * q + i {
-                    tap if tap < taps => lanes.weights[tap * channels + channel(at)],
-                    _ => 0,
-                })
-            }))
+        let quad = |taps: &Vec<usize>| {
+            let weight =
+                |at: usize, i: usize| taps.get(i).map_or(0, |t| lanes.weights[t * channels + channel(at)]);
+            Quad(array::from_fn(|at| array::from_fn(|i| weight(at, i))))
         };
         Block {
             bias: array::from_fn(|at| lanes.bias[channel(at)]),
             multiplier: array::from_fn(|at| lanes.multiplier[channel(at)]),
-            quads: (0..taps.div_ceil(4)).map(quad).collect(),
+            quads: quads.iter().map(quad).collect(),
             first,
         }
     }

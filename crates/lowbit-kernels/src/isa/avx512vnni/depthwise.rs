@@ -30,16 +30,26 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
         _ => 1,
     };
     let every_other = words_of_every_other(channels);
+    let window = packed.window();
+    let columns = (window.kernel, stride, window.dilation[1]) == ([3, 3], 1, 1) && channels >= BLOCK;
     walk(x, packed, rows, out, |taps, out| {
         let pixels = out.len() / channels;
+        let columns = columns && taps.chunks_exact(3).all(|row| is_one_line(row, channels, pixels));
         let together = together.min(pixels);
         let words = (stride == 2 && together > 1).then_some(every_other);
         let span = ((pixels - 1) * stride + 1) * channels;
         assert!(taps.len() <= 4 * Q && taps.iter().all(|tap| tap.len() >= span), "a tap is too short");
-        // Taps beyond the last have zero weights.
-        let taps: [[*const u8; 4]; Q] =
-            array::from_fn(|q| array::from_fn(|i| taps[(4 * q + i).min(taps.len() - 1)].as_ptr()));
-        let taps = &taps[..packed.window().taps().div_ceil(4)];
+        if columns {
+            let rows = [taps[0], taps[3], taps[6]];
+            packed.blocks().iter().for_each(|block| by_columns(rows, channels, block, packed.rounder(), out));
+            return;
+        }
+        // Taps that a quad lacks have zero weights.
+        let mut quads = [[std::ptr::null(); 4]; Q];
+        for (quad, of_quad) in quads.iter_mut().zip(packed.quads()) {
+            *quad = array::from_fn(|i| taps[of_quad[i.min(of_quad.len() - 1)]].as_ptr());
+        }
+        let taps = &quads[..packed.quads().len()];
         for block in packed.blocks() {
             let lanes = (together * channels - block.first).min(BLOCK);
             let mut next = 0;
@@ -62,6 +72,63 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
             }
         }
     });
+}
+
+/// Whether the three taps of a kernel row read one line of the image, or padding
+/// alone, for all pixels of a run.
+fn is_one_line(row: &[&[u8]], channels: usize, pixels: usize) -> bool {
+    let padding = row.iter().all(|tap| std::ptr::eq(*tap, row[0]));
+    let line = (1..3).all(|i| row[i].len() + i * channels == row[0].len());
+    (padding || line) && row[0].len() >= (pixels + 2) * channels
+}
+
+/// The lanes of one block of a run of pixels that a kernel of 3 x 3 sees of three
+/// `rows`, each from the first pixel's first tap on: the bytes of a column of three
+/// pixels are interleaved once, for each of its taps.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn by_columns(rows: [&[u8]; 3], channels: usize, block: &Block, rounder: Rounder, out: &mut [u8]) {
+    let pixels = out.len() / channels;
+    assert!(rows.iter().all(|row| row.len() >= (pixels + 2) * channels), "a row is too short");
+    let [left, middle, right] = &block.quads[..] else { unreachable!("a column is a quad") };
+    let (saturated, multiplier) = (Saturated::new(rounder), load(&block.multiplier));
+    let column = |x: usize| {
+        let at = x * channels + block.first;
+        // SAFETY: `x` is below `pixels + 2`, and a block's lanes are channels of one pixel.
+        let read = |row: &[u8]| unsafe { _mm512_loadu_si512(row.as_ptr().add(at).cast()) };
+        interleaved([read(rows[0]), read(rows[1]), read(rows[2]), _mm512_setzero_si512()])
+    };
+    let (mut first, mut second) = (column(0), column(1));
+    for (x, out) in out.chunks_exact_mut(channels).enumerate() {
+        let third = column(x + 2);
+        let mut acc: [__m512i; 4] = load(&block.bias);
+        for (column, Quad(weights)) in [(first, left), (second, middle), (third, right)] {
+            let weights: [__m512i; 4] = load(weights);
+            for j in 0..4 {
+                acc[j] = _mm512_dpbusd_epi32(acc[j], column[j], weights[j]);
+            }
+        }
+        for (acc, multiplier) in acc.iter_mut().zip(multiplier) {
+            *acc = saturated.rounded(*acc, multiplier);
+        }
+        let out: &mut [u8; BLOCK] = out[block.first..].first_chunk_mut().expect("the lanes of a block");
+        // SAFETY: `out` is 64 writable bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), saturated.codes(acc)) };
+        (first, second) = (second, third);
+    }
+}
+
+/// The bytes of four vectors, those of a lane in its four bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn interleaved(r: [__m512i; 4]) -> [__m512i; 4] {
+    let (low, high) = (_mm512_unpacklo_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[0], r[1]));
+    let (low2, high2) = (_mm512_unpacklo_epi8(r[2], r[3]), _mm512_unpackhi_epi8(r[2], r[3]));
+    [
+        _mm512_unpacklo_epi16(low, low2),
+        _mm512_unpackhi_epi16(low, low2),
+        _mm512_unpacklo_epi16(high, high2),
+        _mm512_unpackhi_epi16(high, high2),
+    ]
 }
 
 /// The 32-bit words of two vectors that hold every other group of `channels` bytes.
@@ -105,14 +172,7 @@ unsafe fn step<const WHOLE: bool>(
                 }
             };
         }
-        let (low, high) = (_mm512_unpacklo_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[0], r[1]));
-        let (low2, high2) = (_mm512_unpacklo_epi8(r[2], r[3]), _mm512_unpackhi_epi8(r[2], r[3]));
-        let x = [
-            _mm512_unpacklo_epi16(low, low2),
-            _mm512_unpackhi_epi16(low, low2),
-            _mm512_unpacklo_epi16(high, high2),
-            _mm512_unpackhi_epi16(high, high2),
-        ];
+        let x = interleaved(r);
         let weights: [__m512i; 4] = load(weights);
         for j in 0..4 {
             acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], weights[j]);
