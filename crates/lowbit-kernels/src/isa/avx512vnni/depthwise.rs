@@ -31,17 +31,22 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
     };
     let every_other = words_of_every_other(channels);
     let window = packed.window();
-    let columns = (window.kernel, stride, window.dilation[1]) == ([3, 3], 1, 1) && channels >= BLOCK;
+    let whole = channels >= BLOCK || BLOCK.is_multiple_of(channels) && stride == 1;
+    let columns = window.kernel == [3, 3] && window.dilation[1] == 1 && stride <= 2 && whole;
     walk(x, packed, rows, out, |taps, out| {
         let pixels = out.len() / channels;
-        let columns = columns && taps.chunks_exact(3).all(|row| is_one_line(row, channels, pixels));
         let together = together.min(pixels);
+        let read = ((pixels - 1) * stride + 3) * channels;
+        let columns = columns
+            && (together * channels).min(BLOCK) == BLOCK
+            && taps.chunks_exact(3).all(|row| is_one_line(row, channels, read));
         let words = (stride == 2 && together > 1).then_some(every_other);
         let span = ((pixels - 1) * stride + 1) * channels;
         assert!(taps.len() <= 4 * Q && taps.iter().all(|tap| tap.len() >= span), "a tap is too short");
         if columns {
             let rows = [taps[0], taps[3], taps[6]];
-            packed.blocks().iter().for_each(|block| by_columns(rows, channels, block, packed.rounder(), out));
+            let pixels = Pixels { channels, stride, together: if channels < BLOCK { together } else { 1 } };
+            packed.blocks().iter().for_each(|block| by_columns(rows, pixels, block, packed.rounder(), out));
             return;
         }
         // Taps that a quad lacks have zero weights.
@@ -75,33 +80,50 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
 }
 
 /// Whether the three taps of a kernel row read one line of the image, or padding
-/// alone, for all pixels of a run.
-fn is_one_line(row: &[&[u8]], channels: usize, pixels: usize) -> bool {
+/// alone, which has so many bytes.
+fn is_one_line(row: &[&[u8]], channels: usize, read: usize) -> bool {
     let padding = row.iter().all(|tap| std::ptr::eq(*tap, row[0]));
     let line = (1..3).all(|i| row[i].len() + i * channels == row[0].len());
-    (padding || line) && row[0].len() >= (pixels + 2) * channels
+    (padding || line) && row[0].len() >= read
+}
+
+/// A run of output pixels.
+#[derive(Clone, Copy)]
+struct Pixels {
+    channels: usize,
+    /// Input pixels from one to the next.
+    stride: usize,
+    /// Pixels of a block's lanes.
+    together: usize,
 }
 
 /// The lanes of one block of a run of pixels that a kernel of 3 x 3 sees of three
 /// `rows`, each from the first pixel's first tap on: the bytes of a column of three
 /// pixels are interleaved once, for each of its taps.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn by_columns(rows: [&[u8]; 3], channels: usize, block: &Block, rounder: Rounder, out: &mut [u8]) {
-    let pixels = out.len() / channels;
-    assert!(rows.iter().all(|row| row.len() >= (pixels + 2) * channels), "a row is too short");
+fn by_columns(rows: [&[u8]; 3], pixels: Pixels, block: &Block, rounder: Rounder, out: &mut [u8]) {
+    let Pixels { channels, stride, together } = pixels;
+    let count = out.len() / channels;
+    let read = ((count - 1) * stride + 3) * channels;
+    assert!(rows.iter().all(|row| row.len() >= read), "a row is too short");
+    assert!(
+        together <= count && block.first + BLOCK <= together * channels,
+        "a block's lanes are in its pixels"
+    );
     let [left, middle, right] = &block.quads[..] else { unreachable!("a column is a quad") };
     let (saturated, multiplier) = (Saturated::new(rounder), load(&block.multiplier));
     let column = |x: usize| {
         let at = x * channels + block.first;
-        // SAFETY: `x` is below `pixels + 2`, and a block's lanes are channels of one pixel.
+        // SAFETY: the block's lanes are in `together` pixels from `x`, at most the last column
+        // of the last pixel.
         let read = |row: &[u8]| unsafe { _mm512_loadu_si512(row.as_ptr().add(at).cast()) };
         interleaved([read(rows[0]), read(rows[1]), read(rows[2]), _mm512_setzero_si512()])
     };
-    let (mut first, mut second) = (column(0), column(1));
-    for (x, out) in out.chunks_exact_mut(channels).enumerate() {
-        let third = column(x + 2);
+    let mut columns = [column(0), column(1), column(2)];
+    let (mut x, mut next) = (0, 0);
+    loop {
         let mut acc: [__m512i; 4] = load(&block.bias);
-        for (column, Quad(weights)) in [(first, left), (second, middle), (third, right)] {
+        for (column, Quad(weights)) in columns.iter().zip([left, middle, right]) {
             let weights: [__m512i; 4] = load(weights);
             for j in 0..4 {
                 acc[j] = _mm512_dpbusd_epi32(acc[j], column[j], weights[j]);
@@ -110,10 +132,22 @@ fn by_columns(rows: [&[u8]; 3], channels: usize, block: &Block, rounder: Rounder
         for (acc, multiplier) in acc.iter_mut().zip(multiplier) {
             *acc = saturated.rounded(*acc, multiplier);
         }
-        let out: &mut [u8; BLOCK] = out[block.first..].first_chunk_mut().expect("the lanes of a block");
+        let out = &mut out[x * channels + block.first..];
+        let out: &mut [u8; BLOCK] = out.first_chunk_mut().expect("the lanes of a block");
         // SAFETY: `out` is 64 writable bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), saturated.codes(acc)) };
-        (first, second) = (second, third);
+        next += together;
+        if next >= count {
+            return;
+        }
+        // The last step may overlap the one before.
+        let before = std::mem::replace(&mut x, next.min(count - together));
+        let at = x * stride;
+        columns = match (x - before) * stride {
+            1 => [columns[1], columns[2], column(at + 2)],
+            2 => [columns[2], column(at + 1), column(at + 2)],
+            _ => [column(at), column(at + 1), column(at + 2)],
+        };
     }
 }
 
