@@ -223,3 +223,59 @@ fn histogram(bencher: Bencher<'_, '_>, name: &str) {
         .counter(BytesCount::new(4 * LEN))
         .bench_local(|| table(name).histogram(black_box(&x), -3.0, 3.0, &mut counts));
 }
+
+/// The best table on 64 MB of f32, which no cache holds: to be compared with
+/// `copy`, what the memory does at most.
+mod streams {
+    use super::*;
+
+    const LEN: usize = 1 << 24;
+
+    fn reals() -> Vec<f32> {
+        (0..LEN).map(|i| (i as f32 * 0.7).sin() * 3.0).collect()
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn copy(bencher: Bencher<'_, '_>) {
+        let (x, mut y) = (reals(), vec![0.0; LEN]);
+        bencher.counter(BytesCount::new(8 * LEN)).bench_local(|| y.copy_from_slice(black_box(&x)));
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn quantize(bencher: Bencher<'_, '_>) {
+        let (x, mut q) = (reals(), vec![0; LEN]);
+        bencher
+            .counter(BytesCount::new(5 * LEN))
+            .bench_local(|| Kernels::best().quantize_u8(black_box(&x), 0.03, 120, 0, 255, &mut q));
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn dequantize(bencher: Bencher<'_, '_>) {
+        let (q, mut x) = (vec![77; LEN], vec![0.0; LEN]);
+        bencher
+            .counter(BytesCount::new(5 * LEN))
+            .bench_local(|| Kernels::best().dequantize_u8(black_box(&q), 0.03, 120, &mut x));
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn fake_quantize(bencher: Bencher<'_, '_>) {
+        let (x, mut y) = (reals(), vec![0.0; LEN]);
+        bencher
+            .counter(BytesCount::new(8 * LEN))
+            .bench_local(|| Kernels::best().fake_quantize(black_box(&x), 0.03, 120, 0, 255, &mut y));
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn min_max(bencher: Bencher<'_, '_>) {
+        let x = reals();
+        bencher.counter(BytesCount::new(4 * LEN)).bench_local(|| Kernels::best().min_max(black_box(&x)));
+    }
+
+    #[divan::bench(max_time = 1)]
+    fn histogram(bencher: Bencher<'_, '_>) {
+        let (x, mut counts) = (reals(), vec![0; 2048]);
+        bencher
+            .counter(BytesCount::new(4 * LEN))
+            .bench_local(|| Kernels::best().histogram(black_box(&x), -3.0, 3.0, &mut counts));
+    }
+}
