@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use lowbit::data::{Dataset, Preprocess};
 use lowbit::graph::Value;
-use lowbit::passes::equalize;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
@@ -31,8 +30,7 @@ fn quantize(model: &Path, calibration: &Path, out: &Path) -> Result<()> {
         || data.batches(8).map(|b| b.map(|b| b.inputs.into_iter().map(|(_, t)| t).collect::<Vec<Tensor>>()));
 
     let mapping = QConfigMapping::global(preset("default")?);
-    let equalized = equalize(&fuse(&float)?, &mapping, batches(), &|_| Ok(()))?;
-    let mut prepared = prepare(&equalized, &mapping)?;
+    let mut prepared = prepare(&fuse(&float)?, &mapping)?;
     prepared.calibrate(batches(), &|_| Ok(()))?;
     let converted = prepared.convert()?;
     for finding in &converted.findings {

@@ -7,7 +7,6 @@
 //! use lowbit::data::{Dataset, Preprocess};
 //! use lowbit::graph::Value;
 //! use lowbit::qconfig::{QConfigMapping, preset};
-//! use lowbit::passes::equalize;
 //! use lowbit::quantize::{fuse, prepare};
 //! use lowbit::{Result, Tensor, onnx, session::Session};
 //!
@@ -23,8 +22,7 @@
 //! };
 //!
 //! let mapping = QConfigMapping::global(preset("default")?);
-//! let fused = equalize(&fuse(&float)?, &mapping, batches(), &|_batches| Ok(()))?;
-//! let mut prepared = prepare(&fused, &mapping)?;
+//! let mut prepared = prepare(&fuse(&float)?, &mapping)?;
 //! prepared.calibrate(batches(), &|_batches| Ok(()))?;
 //! let quantized = prepared.convert()?.graph;
 //! onnx::save(&quantized, &out)?;
