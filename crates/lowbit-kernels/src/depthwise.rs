@@ -48,6 +48,9 @@ pub(crate) struct Block {
     pub(crate) multiplier: [f32; BLOCK],
     /// The weights of the taps of each quad, lane by lane; missing taps are zero.
     pub(crate) quads: Vec<Quad>,
+    /// The same of two taps.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) pairs: Vec<Pair>,
     /// The first channel.
     pub(crate) first: usize,
 }
@@ -55,6 +58,11 @@ pub(crate) struct Block {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct Quad(pub(crate) [[i8; 4]; BLOCK]);
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Pair(pub(crate) [[i16; 2]; BLOCK]);
 
 impl PackedDepthwise {
     /// Packs `weights`, `[kernel height][kernel width][channels]`; `x_zero` is the
@@ -121,6 +129,8 @@ impl Block {
     /// The lanes from channel `first`: as many channels as there are, over and over.
     fn new(lanes: &Lanes, quads: &[Vec<usize>], first: usize) -> Block {
         let channels = lanes.bias.len();
+        #[cfg(target_arch = "x86_64")]
+        let taps = lanes.weights.len() / channels;
         let channel = |position: usize| {
             let (j, l, e) = (position / 16, position / 4 % 4, position % 4);
             (first + 16 * l + 4 * j + e) % channels
@@ -130,10 +140,20 @@ impl Block {
                 |at: usize, i: usize| taps.get(i).map_or(0, |t| lanes.weights[t * channels + channel(at)]);
             Quad(array::from_fn(|at| array::from_fn(|i| weight(at, i))))
         };
+        #[cfg(target_arch = "x86_64")]
+        let pair = |p: usize| {
+            let weight = |at: usize, tap: usize| match tap < taps {
+                true => lanes.weights[tap * channels + channel(at)].into(),
+                false => 0,
+            };
+            Pair(array::from_fn(|at| array::from_fn(|i| weight(at, 2 * p + i))))
+        };
         Block {
             bias: array::from_fn(|at| lanes.bias[channel(at)]),
             multiplier: array::from_fn(|at| lanes.multiplier[channel(at)]),
             quads: quads.iter().map(quad).collect(),
+            #[cfg(target_arch = "x86_64")]
+            pairs: (0..taps.div_ceil(2)).map(pair).collect(),
             first,
         }
     }

@@ -9,6 +9,12 @@ mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 #[cfg(target_arch = "x86_64")]
+mod depthwise256;
+#[cfg(target_arch = "x86_64")]
+mod finish256;
+#[cfg(target_arch = "x86_64")]
+mod finish512;
+#[cfg(target_arch = "x86_64")]
 mod gathered;
 #[cfg(target_arch = "x86_64")]
 mod lookup;

@@ -14,9 +14,10 @@
 use std::arch::x86_64::*;
 use std::array;
 
-use super::Kernels;
+use super::finish256::finish;
 use super::gathered::{GROUPS, Gathered};
-use crate::loops;
+use super::{Kernels, depthwise256};
+use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
 use crate::product;
@@ -29,12 +30,16 @@ pub(super) const KERNELS: Kernels = Kernels {
     tile_rows: ROWS,
     tile,
     product: product::AVX2,
-    loops: loops::AVX2,
+    loops: Loops { depthwise: depthwise256::depthwise, ..loops::AVX2 },
 };
 
 /// 8 rows by one vector of columns: 8 accumulators, a run of 4 vectors of
 /// weights, the ones and 3 intermediate results of the 16 registers.
 const ROWS: usize = 8;
+
+/// The most products of groups by vectors of columns of a tile whose activations
+/// are not worth gathering.
+const SHALLOW: usize = 12;
 
 #[target_feature(enable = "avx2")]
 fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
@@ -54,55 +59,96 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
 /// A tile of `R` rows by the columns of the panel.
 #[target_feature(enable = "avx2")]
 fn sized<const R: usize>(rows: &Rows<'_>, first: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    let mut sums = [[0; NR]; R];
-    let mut gathered = Gathered::new();
-    let (mut weights, mut limits) = (panel.all_groups(), panel.limits());
-    for tap in 0..rows.taps() {
-        let mut a = gathered.extend(rows.get::<R>(first, tap));
-        while !a[0].is_empty() {
-            add_products(&mut gathered, &weights[..GROUPS], limits, panel.width(), &mut sums);
-            (weights, limits) = (&weights[GROUPS..], &limits[GROUPS / RUN..]);
-            a = gathered.extend(a);
-        }
+    let vectors = panel.width().div_ceil(BLOCK);
+    if rows.depth().is_multiple_of(KR) && panel.all_groups().len() * vectors <= SHALLOW {
+        return shallow::<R>(rows, first, panel, epilogue);
     }
-    add_products(&mut gathered, weights, limits, panel.width(), &mut sums);
-    finish(epilogue, &sums, first);
-}
-
-/// Adds the products of what is gathered with as many groups of weights, and clears it.
-#[target_feature(enable = "avx2")]
-fn add_products<const R: usize>(
-    a: &mut Gathered<R>,
-    weights: &[Group],
-    limits: &[[Limits; BLOCKS]],
-    width: usize,
-    sums: &mut [[i32; NR]; R],
-) {
-    assert_eq!(weights.len(), a.len());
-    let maxima = a.maxima();
-    let (runs, rest) = weights.as_chunks::<RUN>();
-    for (block, column) in (0..width).step_by(BLOCK).enumerate() {
-        let mut acc = [_mm256_setzero_si256(); R];
-        for (i, ((run, max), limits)) in runs.iter().zip(maxima).zip(limits).enumerate() {
-            let limits = limits[block];
-            if max <= limits.run {
-                add_run(&mut acc, a, i * RUN, run, column);
-            } else {
-                add_groups(&mut acc, a, i * RUN, run, column, max <= limits.pair);
+    let mut sums = [[0i32; NR]; R];
+    let mut a = Gathered::<R>::new();
+    let mut maxima = [0; GROUPS / RUN];
+    let (mut weights, mut limits) = (panel.all_groups(), panel.limits());
+    let starts = rows.starts::<R>(first);
+    let (mut taps, mut done) = (rows.offsets().iter(), 0);
+    let mut tap = taps.next();
+    loop {
+        while let Some(&offset) = tap {
+            let len = (rows.depth() - done).min(a.room());
+            // SAFETY: `depth` bytes can be read at each start and tap.
+            unsafe { a.extend(&starts, offset + done, len) };
+            done += len;
+            if done < rows.depth() {
+                break;
+            }
+            (tap, done) = (taps.next(), 0);
+        }
+        a.maxima(&mut maxima);
+        let (now, later) = weights.split_at(a.len());
+        for column in (0..panel.width()).step_by(BLOCK) {
+            let acc = products(&a, &maxima, now, limits, column);
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                let sums: &mut [i32; BLOCK] = sums[column..].first_chunk_mut().expect("columns of NR");
+                let sums = sums.as_mut_ptr().cast::<__m256i>();
+                // SAFETY: `sums` is as many readable and writable bytes as `acc` has.
+                unsafe { sums.write_unaligned(_mm256_add_epi32(sums.read_unaligned(), acc)) };
             }
         }
-        if !rest.is_empty() {
-            let pairs_fit = maxima[runs.len()] <= limits[runs.len()][block].pair;
-            add_groups(&mut acc, a, runs.len() * RUN, rest, column, pairs_fit);
+        if later.is_empty() {
+            break;
         }
+        (weights, limits) = (later, &limits[GROUPS / RUN..]);
+        a.clear();
+    }
+    finish(epilogue, &sums, first, 0);
+}
+
+/// [`sized`], of rows that are a multiple of [`KR`] deep and are read where they lie.
+#[target_feature(enable = "avx2")]
+fn shallow<const R: usize>(rows: &Rows<'_>, first: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    let starts = rows.starts::<R>(first);
+    for column in (0..panel.width()).step_by(BLOCK) {
+        let mut acc = [_mm256_setzero_si256(); R];
+        for (tap, &offset) in rows.offsets().iter().enumerate() {
+            for (g, group) in panel.groups(tap).iter().enumerate() {
+                let b = load(group, column);
+                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
+                let odd = _mm256_srai_epi16::<8>(b);
+                for (acc, start) in acc.iter_mut().zip(starts) {
+                    // SAFETY: `depth` bytes can be read at the tap's offset, four for each group.
+                    let word = unsafe { start.add(offset + KR * g).cast::<i32>().read_unaligned() };
+                    *acc = add_widened(*acc, _mm256_set1_epi32(word), even, odd);
+                }
+            }
+        }
+        let mut sums = [[0i32; BLOCK]; R];
         for (sums, acc) in sums.iter_mut().zip(acc) {
-            let sums: &mut [i32; BLOCK] = sums[column..].first_chunk_mut().expect("columns of NR");
-            let sums = sums.as_mut_ptr().cast::<__m256i>();
-            // SAFETY: `sums` is 32 readable and writable bytes.
-            unsafe { sums.write_unaligned(_mm256_add_epi32(sums.read_unaligned(), acc)) };
+            // SAFETY: `sums` is as many writable bytes as `acc` has.
+            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), acc) };
+        }
+        finish(epilogue, &sums, first, column);
+    }
+}
+
+/// The products of what is gathered with as many groups of weights, of one vector of columns.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn products<const R: usize>(
+    a: &Gathered<R>,
+    maxima: &[u8; GROUPS / RUN],
+    weights: &[Group],
+    limits: &[[Limits; BLOCKS]],
+    column: usize,
+) -> [__m256i; R] {
+    assert_eq!(weights.len(), a.len());
+    let mut acc = [_mm256_setzero_si256(); R];
+    for (i, ((run, &max), limits)) in weights.chunks(RUN).zip(maxima).zip(limits).enumerate() {
+        let limits = limits[column / BLOCK];
+        match run.first_chunk() {
+            Some(run) if max <= limits.run => add_run(&mut acc, a, i * RUN, run, column),
+            _ if max <= limits.pair => add_pairs(&mut acc, a, i * RUN, run, column),
+            _ => add_each(&mut acc, a, i * RUN, run, column),
         }
     }
-    a.clear();
+    acc
 }
 
 /// Adds the products of a run, from group `first`, whose sums fit i16.
@@ -128,17 +174,37 @@ fn add_run<const R: usize>(
     }
 }
 
-/// Adds the products of groups, from group `first`; `pairs_fit` tells whether
-/// the sums of pairs fit i16.
+/// Adds the products of groups, from group `first`, whose sums of pairs fit i16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_groups<const R: usize>(
+fn add_pairs<const R: usize>(
     acc: &mut [__m256i; R],
     a: &Gathered<R>,
     first: usize,
     groups: &[Group],
     column: usize,
-    pairs_fit: bool,
+) {
+    assert!(first + groups.len() <= a.len());
+    for (g, group) in groups.iter().enumerate() {
+        let b = load(group, column);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: `g < groups.len()`, so that `first + g < a.len()`.
+            let a = _mm256_set1_epi32(unsafe { a.word(r, first + g) });
+            let sum = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+            *acc = _mm256_add_epi32(*acc, sum);
+        }
+    }
+}
+
+/// Adds the products of groups, from group `first`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_each<const R: usize>(
+    acc: &mut [__m256i; R],
+    a: &Gathered<R>,
+    first: usize,
+    groups: &[Group],
+    column: usize,
 ) {
     assert!(first + groups.len() <= a.len());
     for (g, group) in groups.iter().enumerate() {
@@ -148,16 +214,19 @@ fn add_groups<const R: usize>(
         for (r, acc) in acc.iter_mut().enumerate() {
             // SAFETY: `g < groups.len()`, so that `first + g < a.len()`.
             let a = _mm256_set1_epi32(unsafe { a.word(r, first + g) });
-            let sum = if pairs_fit {
-                _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))
-            } else {
-                let a_even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
-                let a_odd = _mm256_srli_epi16::<8>(a);
-                _mm256_add_epi32(_mm256_madd_epi16(a_even, even), _mm256_madd_epi16(a_odd, odd))
-            };
-            *acc = _mm256_add_epi32(*acc, sum);
+            *acc = add_widened(*acc, a, even, odd);
         }
     }
+}
+
+/// Adds the products of the bytes of `a` with weights in 16 bits, the even and the odd ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_widened(acc: __m256i, a: __m256i, even: __m256i, odd: __m256i) -> __m256i {
+    let a_even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+    let a_odd = _mm256_srli_epi16::<8>(a);
+    let sum = _mm256_add_epi32(_mm256_madd_epi16(a_even, even), _mm256_madd_epi16(a_odd, odd));
+    _mm256_add_epi32(acc, sum)
 }
 
 /// A block of columns.
@@ -167,11 +236,4 @@ fn load(group: &Group, column: usize) -> __m256i {
     let columns: &[[i8; KR]; BLOCK] = group.0[column..].first_chunk().expect("columns of NR");
     // SAFETY: `columns` is 32 readable bytes.
     unsafe { _mm256_loadu_si256(columns.as_ptr().cast()) }
-}
-
-/// Not inlined: one epilogue serves the tiles of every height.
-#[inline(never)]
-#[target_feature(enable = "avx2")]
-fn finish(epilogue: &mut Epilogue<'_>, acc: &[[i32; NR]], first: usize) {
-    epilogue.store(acc, first, 0);
 }

@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 use std::array;
 
+use super::finish256::finish;
 use super::{Kernels, avx2};
 use crate::pack::{Group, KR, last_group};
 use crate::rows::Rows;
@@ -85,13 +86,6 @@ fn sized<const R: usize>(
         }
     }
     finish(epilogue, &sums, first, column);
-}
-
-/// Not inlined: one epilogue serves the tiles of every height.
-#[inline(never)]
-#[target_feature(enable = "avx2,avxvnni")]
-fn finish<const W: usize>(epilogue: &mut Epilogue<'_>, acc: &[[i32; W]], first: usize, column: usize) {
-    epilogue.store(acc, first, column);
 }
 
 /// The `WIDTH` columns from `column`.

@@ -129,26 +129,33 @@ fn compare_products(
         let want = |i| if inside(i) { product(i) } else { UNTOUCHED };
         failures.check(kernels, (case, "u8", zero), &out, &(0..len).map(want).collect::<Vec<_>>());
 
-        let add =
-            Add { a_zero: zero as u8, a_ratio: 0.7, b_zero: 90, b_ratio: 0.25, zero: 41, lo: 3, hi: 250 };
-        let residual = Residual {
-            codes: &added,
-            stride: columns + 1,
-            a_ratio: add.a_ratio,
-            zero: add.b_zero,
-            ratio: add.b_ratio,
-            y_zero: add.zero,
-            lo: add.lo,
-            hi: add.hi,
-        };
-        out.fill(UNTOUCHED);
-        let grid = Grid::new(&mut out, rows, columns, stride);
-        run(Output::U8 { requant, residual: Some(residual), out: grid });
-        let want = |i| match inside(i) {
-            true => definition::add(product(i), added[i / stride * (columns + 1) + i % stride], &add),
-            false => UNTOUCHED,
-        };
-        failures.check(kernels, (case, "added", zero), &out, &(0..len).map(want).collect::<Vec<_>>());
+        // The last ones overflow to infinities of both signs.
+        for (a_ratio, b_ratio) in [(0.7, 0.25), (f32::MAX, f32::MIN)] {
+            let add = Add { a_zero: zero as u8, a_ratio, b_zero: 90, b_ratio, zero: 41, lo: 3, hi: 250 };
+            let residual = Residual {
+                codes: &added,
+                stride: columns + 1,
+                a_ratio: add.a_ratio,
+                zero: add.b_zero,
+                ratio: add.b_ratio,
+                y_zero: add.zero,
+                lo: add.lo,
+                hi: add.hi,
+            };
+            out.fill(UNTOUCHED);
+            let grid = Grid::new(&mut out, rows, columns, stride);
+            run(Output::U8 { requant, residual: Some(residual), out: grid });
+            let want = |i| match inside(i) {
+                true => definition::add(product(i), added[i / stride * (columns + 1) + i % stride], &add),
+                false => UNTOUCHED,
+            };
+            failures.check(
+                kernels,
+                (case, "added", zero, a_ratio),
+                &out,
+                &(0..len).map(want).collect::<Vec<_>>(),
+            );
+        }
     }
 
     let mut out = vec![f32::MAX; len];
