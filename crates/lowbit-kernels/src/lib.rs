@@ -17,7 +17,8 @@
 //!
 //! - The matrix product is a register tile per instruction set ([`Kernels::gemm`]):
 //!   intrinsics accumulate, and one epilogue in plain Rust, inlined into each
-//!   tile, requantizes. The f32 product ([`Kernels::product`]) is a second one.
+//!   tile, requantizes; on x86-64 it has a twin by vectors (`isa/finish256.rs`,
+//!   `isa/finish512.rs`). The f32 product ([`Kernels::product`]) is a second one.
 //! - Everything else is a plain loop compiled once per instruction set
 //!   (`loops.rs`), which the compiler vectorizes.
 #![deny(unsafe_op_in_unsafe_fn)]

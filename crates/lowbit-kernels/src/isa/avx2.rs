@@ -9,7 +9,8 @@
 //!
 //! - sums of a whole run in i16, widened by one `vpmaddwd` with ones;
 //! - sums of pairs in i16, each widened;
-//! - `vpmaddwd` on the even and the odd bytes, which always fits.
+//! - `vpmaddwd` on the even and the odd bytes, which always fits. Shallow products
+//!   are all summed so, from rows that are not gathered.
 
 use std::arch::x86_64::*;
 use std::array;
