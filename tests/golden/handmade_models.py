@@ -5,6 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from maker import FLOAT, INT64, Maker, node
 from quantized_models import quantized
+from recurrent_models import recurrent
 
 
 def old_forms(m):
@@ -447,6 +448,6 @@ def other_operators(m):
 def models():
     """(name, model, inputs) of each."""
     maker = Maker()
-    for family in (old_forms, layouts, other_operators, quantized):
+    for family in (old_forms, layouts, other_operators, quantized, recurrent):
         family(maker)
     return maker.made

@@ -7,9 +7,9 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
 def node(op, inputs, outputs, **attributes):
-    """A node; names are separated by spaces, and "-" is an optional input left out."""
-    names = ["" if name == "-" else name for name in inputs.split()]
-    return helper.make_node(op, names, outputs.split(), **attributes)
+    """A node; names are separated by spaces, and "-" is an optional input or output left out."""
+    names = [["" if name == "-" else name for name in group.split()] for group in (inputs, outputs)]
+    return helper.make_node(op, *names, **attributes)
 
 
 class Maker:

@@ -47,7 +47,7 @@ mod window;
 pub use depthwise::{MOST_TAPS, PackedDepthwise};
 pub use elementwise::{Add, Mul};
 pub use filters::Filters;
-pub use functions::{erf, exp};
+pub use functions::{erf, exp, sigmoid, tanh};
 pub use gemm::Output;
 pub use grid::Grid;
 pub use isa::{ISA_VARIABLE, Kernels};

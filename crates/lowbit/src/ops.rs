@@ -9,6 +9,7 @@ pub mod clip;
 pub mod compare;
 pub mod conv;
 pub mod conv_transpose;
+pub mod einsum;
 pub mod float;
 pub mod gather;
 pub mod generate;
@@ -19,6 +20,7 @@ pub mod norm;
 pub mod pad;
 pub mod pool;
 pub mod quantize;
+pub mod recurrent;
 pub mod reduce;
 pub mod resize;
 pub mod shape;
@@ -45,6 +47,7 @@ fn families() -> impl IntoIterator<Item = &'static [(&'static str, ReadOp)]> {
         compare::READERS,
         conv::READERS,
         conv_transpose::READERS,
+        einsum::READERS,
         gather::READERS,
         generate::READERS,
         integer::READERS,
@@ -54,6 +57,7 @@ fn families() -> impl IntoIterator<Item = &'static [(&'static str, ReadOp)]> {
         pad::READERS,
         pool::READERS,
         quantize::READERS,
+        recurrent::READERS,
         reduce::READERS,
         resize::READERS,
         shape::READERS,

@@ -15,12 +15,6 @@ use lowbit::{Tensor, data::npz, onnx};
 
 /// Models with operators that are not supported, and what their errors say.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("einsum_13", "Einsum_0: operator Einsum: it is not supported"),
-    ("gru_11", "/layer/GRU: operator GRU: it is not supported"),
-    ("gru_13", "/layer/GRU: operator GRU: it is not supported"),
-    ("lstm_11", "/layer/LSTM: operator LSTM: it is not supported"),
-    ("lstm_13", "/layer/LSTM: operator LSTM: it is not supported"),
-    ("lstm_bidirectional_13", "/layer/LSTM: operator LSTM: it is not supported"),
     ("pad_wrap_19", "Pad_0: Pad: attribute mode = \"wrap\" is not supported"),
     ("resize_antialias_18", "Resize_0: Resize: attribute antialias = Int(1) is not supported"),
     ("thresholded_relu_13", "ThresholdedRelu_0: operator ThresholdedRelu: it is not supported"),
@@ -58,7 +52,7 @@ fn fixtures() -> Vec<Fixture> {
     let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
     paths.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
     paths.sort();
-    assert!(paths.len() >= 206, "{} models in {}", paths.len(), folder.display());
+    assert!(paths.len() >= 221, "{} models in {}", paths.len(), folder.display());
     paths
         .into_iter()
         .map(|path| Fixture {

@@ -239,6 +239,9 @@ impl Reader<'_> {
             AttributeType::String => Attribute::Text(text(a.s())?),
             AttributeType::Ints => Attribute::Ints(a.ints.clone()),
             AttributeType::Floats => Attribute::Floats(a.floats.clone()),
+            AttributeType::Strings => {
+                Attribute::Texts(a.strings.iter().map(|s| text(s)).collect::<Result<_>>()?)
+            }
             AttributeType::Tensor => Attribute::Tensor(self.attribute_tensor(a)?),
             other => {
                 return Err(Error::unsupported(format!("attribute {}", a.name()), format!("type {other:?}")));
@@ -264,6 +267,8 @@ fn kind_by_content(a: &AttributeProto) -> AttributeType {
         AttributeType::Tensor
     } else if !a.floats.is_empty() {
         AttributeType::Floats
+    } else if !a.strings.is_empty() {
+        AttributeType::Strings
     } else {
         AttributeType::Ints
     }

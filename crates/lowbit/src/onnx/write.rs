@@ -157,6 +157,10 @@ fn attribute(name: &str, a: &Attribute) -> Result<AttributeProto> {
             p.floats.clone_from(x);
             AttributeType::Floats
         }
+        Attribute::Texts(x) => {
+            p.strings = x.iter().map(|x| x.clone().into_bytes()).collect();
+            AttributeType::Strings
+        }
         Attribute::Tensor(x) => {
             p.t = Some(stored_attribute(x)?);
             AttributeType::Tensor

@@ -86,6 +86,11 @@ impl Reading {
         self.take(name, |a| if let Attribute::Floats(x) = a { Ok(x) } else { Err(a) })
     }
 
+    /// A list of strings.
+    pub fn texts(&mut self, name: &str) -> Result<Option<Vec<String>>> {
+        self.take(name, |a| if let Attribute::Texts(x) = a { Ok(x) } else { Err(a) })
+    }
+
     /// A tensor.
     pub fn tensor(&mut self, name: &str) -> Result<Option<Tensor>> {
         self.take(name, |a| if let Attribute::Tensor(x) = a { Ok(x) } else { Err(a) })
