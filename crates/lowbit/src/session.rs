@@ -78,6 +78,7 @@ impl Session {
         };
         let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph), reasons)?;
         let graph = float::matmul::pack_products(&clamped::fold_clamps(&lowered)?)?;
+        let graph = float::recurrent::pack_recurrent(&graph)?;
         Ok(Session { graph, report, plans: Mutex::default() })
     }
 

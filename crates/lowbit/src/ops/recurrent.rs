@@ -132,11 +132,17 @@ pub struct Recurrent {
     pub batch_first: bool,
 }
 
+/// The weights of a [`Recurrent`], ready to be multiplied.
+#[derive(Debug)]
+pub(crate) struct PackedWeights {
+    layers: Vec<Layer>,
+    hidden: usize,
+}
+
 /// Sizes of the operands of a [`Recurrent`].
 struct Sizes {
     steps: Dim,
     batch: Dim,
-    input: Dim,
     hidden: Dim,
 }
 
@@ -248,31 +254,86 @@ impl Recurrent {
         }
         match optional_fact(inputs, 4) {
             Some(f) if f.dtype != DType::I32 => Err(invalid!("sequence_lens must be int32, found {f}")),
-            _ => Ok(Sizes { steps, batch, input, hidden }),
+            _ => Ok(Sizes { steps, batch, hidden }),
         }
     }
 
-    /// The directions' weights, ready to be multiplied: of W, R, B and P.
-    fn layers(&self, [input, hidden]: [usize; 2], weights: [Option<&Tensor>; 4]) -> Result<Vec<Layer>> {
+    /// The weights W, R, B and P, ready to be multiplied. Their shapes must be
+    /// those that [`Op::infer`] asks for.
+    ///
+    /// # Errors
+    /// If they are not of a float type.
+    pub(crate) fn pack(&self, weights: [Option<&Tensor>; 4]) -> Result<PackedWeights> {
+        fn part<'a>(x: &'a Option<Cow<'_, [f32]>>, d: usize, directions: usize) -> Option<&'a [f32]> {
+            x.as_ref().map(|x| &x[d * (x.len() / directions)..][..x.len() / directions])
+        }
+        let [input, hidden] =
+            [0, 1].map(|i| weights[i].and_then(|t| t.shape().last().copied()).unwrap_or_default());
         let [w, r, b, p] = weights.map(|t| t.map(float::read).transpose());
         let (w, r, b, p) = (w?, r?, b?, p?);
         let directions = self.direction.count();
         let functions = self.cell.functions().len();
-        fn part<'a>(x: &'a Option<Cow<'_, [f32]>>, d: usize, directions: usize) -> Option<&'a [f32]> {
-            x.as_ref().map(|x| &x[d * (x.len() / directions)..][..x.len() / directions])
+        let layer = |d| {
+            let weights = Weights {
+                w: part(&w, d, directions).unwrap_or_default(),
+                r: part(&r, d, directions).unwrap_or_default(),
+                b: part(&b, d, directions),
+                p: part(&p, d, directions),
+            };
+            let activations = &self.activations[d * functions..][..functions];
+            Layer::new(self.cell, activations, self.clip, [input, hidden], &weights)
+        };
+        Ok(PackedWeights { layers: (0..directions).map(layer).collect::<Result<_>>()?, hidden })
+    }
+
+    /// The outputs for x and, each optional, the sequences' lengths and the
+    /// first states. Types and shapes must be those that [`Op::infer`] asks for.
+    ///
+    /// # Errors
+    /// If a length is outside x, or the output has too many elements.
+    pub(crate) fn run(
+        &self,
+        weights: &PackedWeights,
+        x: &Tensor,
+        [lengths, h, c]: [Option<&Tensor>; 3],
+    ) -> Result<Vec<Tensor>> {
+        let outer_first = |t: &Tensor| if self.batch_first { permuted(t, &[1, 0, 2]) } else { Ok(t.clone()) };
+        let dtype = x.dtype();
+        let x = outer_first(x)?;
+        let &[steps, batch, input] = x.shape() else {
+            return Err(invalid!("X must have 3 dimensions, found {:?}", x.shape()));
+        };
+        let x = float::read(&x)?;
+        let (directions, hidden) = (weights.layers.len(), weights.hidden);
+        let y_shape = [steps, directions, batch, hidden];
+        let mut y = vec![0.0; element_count(&y_shape)?];
+        let lengths = Recurrent::lengths(lengths, steps, batch)?;
+        let of_state = batch * hidden;
+        let first = |t: Option<&Tensor>| match t {
+            Some(t) => Ok::<_, Error>(float::read(&outer_first(t)?)?.into_owned()),
+            None => Ok(vec![0.0; element_count(&[directions, of_state])?]),
+        };
+        let (mut h, mut c) = (first(h)?, if self.states() == 2 { first(c)? } else { vec![] });
+        for (d, layer) in weights.layers.iter().enumerate() {
+            let reverse = d == 1 || self.direction == Direction::Reverse;
+            let seen = if reverse { Cow::Owned(reversed(&x, &lengths, input)) } else { Cow::Borrowed(&*x) };
+            let own = d * of_state..(d + 1) * of_state;
+            let mut state = State { h: &mut h[own.clone()], c: c.get_mut(own).unwrap_or_default() };
+            layer.run(&seen, &lengths, &mut state, |step, n, h| {
+                let at = if reverse { lengths[n] - 1 - step } else { step };
+                let row = (at * directions + d) * batch + n;
+                y[row * hidden..][..hidden].copy_from_slice(h);
+            })?;
         }
-        (0..directions)
-            .map(|d| {
-                let weights = Weights {
-                    w: part(&w, d, directions).unwrap_or_default(),
-                    r: part(&r, d, directions).unwrap_or_default(),
-                    b: part(&b, d, directions),
-                    p: part(&p, d, directions),
-                };
-                let activations = &self.activations[d * functions..][..functions];
-                Layer::new(self.cell, activations, self.clip, [input, hidden], &weights)
-            })
-            .collect()
+        let mut made = vec![float::write(dtype, &y_shape, y)?];
+        for state in [h, c].into_iter().take(self.states()) {
+            made.push(float::write(dtype, &[directions, batch, hidden], state)?);
+        }
+        if self.batch_first {
+            let perms: [&[usize]; 3] = [&[2, 0, 1, 3], &[1, 0, 2], &[1, 0, 2]];
+            made = made.iter().zip(perms).map(|(t, perm)| permuted(t, perm)).collect::<Result<_>>()?;
+        }
+        Ok(made)
     }
 
     /// The sequences' lengths: of those given, or all `steps`.
@@ -301,7 +362,7 @@ impl Op for Recurrent {
     }
 
     fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
-        let Sizes { steps, batch, hidden, .. } = self.sizes(inputs)?;
+        let Sizes { steps, batch, hidden } = self.sizes(inputs)?;
         let d = Dim::Known(self.direction.count());
         let y = match self.batch_first {
             true => vec![batch.clone(), steps, d.clone(), hidden.clone()],
@@ -314,52 +375,9 @@ impl Op for Recurrent {
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let sizes = self.sizes(&symbolic::facts(inputs).iter().collect::<Vec<_>>())?;
-        let known = [sizes.steps, sizes.batch, sizes.input, sizes.hidden]
-            .map(|d| d.known().ok_or_else(|| invalid!("{d} is not known")));
-        let [steps, batch, input, hidden] = known;
-        let (steps, batch, input, hidden) = (steps?, batch?, input?, hidden?);
-        let directions = self.direction.count();
-        let y_shape = [steps, directions, batch, hidden];
-        let mut y = vec![0.0; element_count(&y_shape)?];
-        let outer_first = |t: &Tensor| if self.batch_first { permuted(t, &[1, 0, 2]) } else { Ok(t.clone()) };
-        let x = outer_first(inputs[0])?;
-        let x = float::read(&x)?;
-        let lengths = Recurrent::lengths(optional(inputs, 4), steps, batch)?;
-        let of_state = batch * hidden;
-        let first = |i: usize| match optional(inputs, i) {
-            Some(t) => Ok::<_, Error>(float::read(&outer_first(t)?)?.into_owned()),
-            None => Ok(vec![0.0; element_count(&[directions, of_state])?]),
-        };
-        let (mut h, mut c) = (first(5)?, if self.states() == 2 { first(6)? } else { vec![] });
+        self.infer(&symbolic::facts(inputs).iter().collect::<Vec<_>>())?;
         let weights = [Some(inputs[1]), Some(inputs[2]), optional(inputs, 3), optional(inputs, 7)];
-        for (d, layer) in self.layers([input, hidden], weights)?.iter().enumerate() {
-            let reverse = d == 1 || self.direction == Direction::Reverse;
-            // The step of the input that sequence `n` has at a step of the recurrence.
-            let at = |step: usize, n: usize| if reverse { lengths[n] - 1 - step } else { step };
-            let seen = if reverse { Cow::Owned(reversed(&x, &lengths, input)) } else { Cow::Borrowed(&*x) };
-            let own = d * of_state..(d + 1) * of_state;
-            let of_c = c.get(own.clone()).unwrap_or_default().to_vec();
-            let mut state = State { h: h[own.clone()].to_vec(), c: of_c };
-            layer.run(&seen, &lengths, &mut state, |step, n, h| {
-                let row = (at(step, n) * directions + d) * batch + n;
-                y[row * hidden..][..hidden].copy_from_slice(h);
-            })?;
-            h[own.clone()].copy_from_slice(&state.h);
-            if let Some(c) = c.get_mut(own) {
-                c.copy_from_slice(&state.c);
-            }
-        }
-        let dtype = inputs[0].dtype();
-        let mut made = vec![float::write(dtype, &y_shape, y)?];
-        for state in [h, c].into_iter().take(self.states()) {
-            made.push(float::write(dtype, &[directions, batch, hidden], state)?);
-        }
-        if self.batch_first {
-            let perms: [&[usize]; 3] = [&[2, 0, 1, 3], &[1, 0, 2], &[1, 0, 2]];
-            made = made.iter().zip(perms).map(|(t, perm)| permuted(t, perm)).collect::<Result<_>>()?;
-        }
-        Ok(made)
+        self.run(&self.pack(weights)?, inputs[0], [4, 5, 6].map(|i| optional(inputs, i)))
     }
 
     fn attributes(&self) -> Attributes {

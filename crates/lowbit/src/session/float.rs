@@ -4,3 +4,4 @@
 pub mod conv;
 pub mod matmul;
 mod product;
+pub mod recurrent;

@@ -88,10 +88,10 @@ pub(super) struct Layer {
 }
 
 /// What a direction carries from step to step: `[batch][hidden]` each.
-pub(super) struct State {
-    pub(super) h: Vec<f32>,
+pub(super) struct State<'a> {
+    pub(super) h: &'a mut [f32],
     /// Of an LSTM.
-    pub(super) c: Vec<f32>,
+    pub(super) c: &'a mut [f32],
 }
 
 impl Layer {
@@ -143,7 +143,7 @@ impl Layer {
         &self,
         x: &[f32],
         lengths: &[usize],
-        state: &mut State,
+        state: &mut State<'_>,
         mut emit: impl FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
         let (batch, hidden) = (lengths.len(), self.hidden);
@@ -161,7 +161,7 @@ impl Layer {
             for (step, gates) in (first..).zip(gates.chunks_exact_mut(of_step.max(1))) {
                 let active = |n: &usize| step < lengths[*n];
                 match &self.candidate {
-                    Some(candidate) => self.step_of_gru(candidate, gates, active, &mut state.h, &mut scratch),
+                    Some(candidate) => self.step_of_gru(candidate, gates, active, state.h, &mut scratch),
                     None => self.step(gates, active, state),
                 }
                 (0..batch).filter(active).for_each(|n| emit(step, n, &state.h[n * hidden..][..hidden]));
@@ -172,10 +172,10 @@ impl Layer {
 
     /// One step of an LSTM or RNN, from what the inputs add to the gates; rows
     /// that are not active keep their state.
-    fn step(&self, gates: &mut [f32], active: impl Fn(&usize) -> bool, state: &mut State) {
+    fn step(&self, gates: &mut [f32], active: impl Fn(&usize) -> bool, state: &mut State<'_>) {
         let (hidden, all) = (self.hidden, self.bias.len());
         let batch = state.h.len() / hidden;
-        self.r.multiply(Matrix::new(&state.h, batch, hidden), None, MatrixMut::new(gates, batch, all));
+        self.r.multiply(Matrix::new(state.h, batch, hidden), None, MatrixMut::new(gates, batch, all));
         for n in (0..batch).filter(active) {
             let (gates, own) = (&mut gates[n * all..][..all], n * hidden..(n + 1) * hidden);
             let h = &mut state.h[own.clone()];
