@@ -204,7 +204,7 @@ impl Op for Einsum {
         if dtype == DType::F32 {
             return Ok(vec![x]);
         }
-        Ok(vec![float::write(dtype, &x.shape().to_vec(), x.into_vec()?)?])
+        Ok(vec![float::write(dtype, x.shape(), x.slice()?.to_vec())?])
     }
 
     fn attributes(&self) -> Attributes {

@@ -112,7 +112,8 @@ impl Direction {
 /// `[D, N, H]` and P `[D, 3 H]` (gates i, o, f). The results are y
 /// `[T, D, N, H]`, the last state `[D, N, H]` and, of an LSTM, the last cell.
 ///
-/// y is 0 beyond the end of a sequence, and the last state is that at its end.
+/// y is 0 beyond the end of a sequence, and the last state is that at its end: of
+/// a sequence of no steps, the first state.
 /// A reverse direction begins at each sequence's own end.
 ///
 /// Computes in f32; other float types are converted and rounded back.
