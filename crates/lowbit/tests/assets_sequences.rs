@@ -1,0 +1,78 @@
+//! Models of sequences among the assets, in float, against what onnxruntime
+//! gives.
+
+mod assets;
+
+use std::path::Path;
+
+use lowbit::data::npz;
+use lowbit::session::Session;
+use lowbit::{Result, Tensor, onnx};
+
+/// Samples before a frame that the speech detector also reads, and those of a frame.
+const CONTEXT: usize = 64;
+const FRAME: usize = 512;
+
+/// onnxruntime's probability of speech in every 125th frame of `vad_test.wav`.
+const SPEECH: [f32; 15] = [
+    0.208342, 0.999837, 0.031750, 0.999955, 0.029089, 0.004977, 0.999901, 0.999830, 0.999906, 0.999989,
+    0.999839, 0.998348, 0.019396, 0.999958, 0.999306,
+];
+
+/// The samples of a file of 16-bit PCM with a header of 44 bytes.
+fn samples(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let (header, data) = bytes.split_at(44);
+    assert_eq!((&header[..4], &header[36..40]), (&b"RIFF"[..], &b"data"[..]));
+    let (samples, _) = data.as_chunks::<2>();
+    samples.iter().map(|&x| f32::from(i16::from_le_bytes(x)) / 32768.0).collect()
+}
+
+/// The probability of speech in each frame; the state goes from frame to frame.
+fn speech(samples: &[f32], model: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) -> Vec<f32> {
+    let padded = [&[0.0; CONTEXT], samples].concat();
+    let mut state = Tensor::full(&[2, 1, 128], 0f32).unwrap();
+    let frame = |at: usize| {
+        let x = Tensor::new(&[1, CONTEXT + FRAME], padded[at..at + CONTEXT + FRAME].to_vec()).unwrap();
+        let mut made = model(&[x, state.clone()]).unwrap();
+        state = made.remove(1);
+        made[0].item::<f32>().unwrap()
+    };
+    (0..=samples.len() - FRAME).step_by(FRAME).map(frame).collect()
+}
+
+#[test]
+fn speech_is_found_where_onnxruntime_finds_it() {
+    let Some(assets) = assets::find("speech_is_found_where_onnxruntime_finds_it") else { return };
+    let graph = onnx::load(&assets.join("models/silero_vad_16k.onnx")).unwrap();
+    let session = Session::compile(&graph).unwrap();
+    let samples = samples(&assets.join("data/vad_test.wav"));
+    let found = speech(&samples, |x| session.run(x));
+    assert_eq!((found.len(), found.iter().filter(|p| **p >= 0.5).count()), (1875, 1452));
+    let near = |(a, b): (&f32, f32)| (a - b).abs() < 2e-5;
+    assert!(found.iter().step_by(125).zip(SPEECH).all(near), "{found:?}");
+    // The first ten seconds node by node too.
+    let few = &samples[..160_000];
+    let plain = speech(few, |x| graph.run(x));
+    assert!(plain.iter().zip(found).all(near), "{plain:?}");
+}
+
+#[test]
+fn the_language_model_has_its_perplexity() {
+    let Some(assets) = assets::find("the_language_model_has_its_perplexity") else { return };
+    let session = Session::compile(&onnx::load(&assets.join("models/stories260K.onnx")).unwrap()).unwrap();
+    let (mut loss, mut count) = (0f64, 0);
+    for (_, story) in npz::read(&assets.join("data/stories_tokens.npz")).unwrap() {
+        let ids = story.reshaped(&[1, story.len()]).unwrap();
+        let logits = session.run(&[ids]).unwrap().remove(0);
+        let rows = logits.slice::<f32>().unwrap().chunks_exact(logits.shape()[2]);
+        for (row, next) in rows.zip(&story.integers().unwrap()[1..]) {
+            let total: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+            loss += total.ln() - f64::from(row[usize::try_from(*next).unwrap()]);
+            count += 1;
+        }
+    }
+    assert_eq!(count, 1804);
+    let perplexity = (loss / f64::from(count)).exp();
+    assert!((perplexity - 3.5482).abs() < 1e-3, "{perplexity}");
+}
