@@ -321,7 +321,9 @@ impl Value {
                 let buffer = &buffers[*index];
                 let (root, [row, column]) = roots.of[*index];
                 let pitch = buffers[root].width;
-                let start = offsets[root] + (row * pitch + column) * size_of_dtype(buffer.dtype);
+                // A part without elements lies where the whole does, which may have none either.
+                let before = if buffer.rows * buffer.width == 0 { 0 } else { row * pitch + column };
+                let start = offsets[root] + before * size_of_dtype(buffer.dtype);
                 Place::Arena(Region {
                     dtype: buffer.dtype,
                     shape: shape.clone(),
