@@ -151,7 +151,7 @@ impl Op for QConv {
                 Some(target) => {
                     let requant = target.requant(&self.epilogue.bias, 0..window.channels);
                     let packed = PackedDepthwise::new(weights, &window, self.input_zero, &requant);
-                    Algorithm::Depthwise(packed)
+                    Algorithm::Depthwise(Box::new(packed))
                 }
                 None => Algorithm::DepthwiseToF32,
             },
@@ -211,7 +211,7 @@ enum Algorithm {
     /// with a border.
     Gathered { border: Option<Bordered>, windows: Windows },
     /// Channel by channel.
-    Depthwise(PackedDepthwise),
+    Depthwise(Box<PackedDepthwise>),
     /// Channel by channel, by the definition.
     DepthwiseToF32,
 }
