@@ -44,7 +44,7 @@ fn speech(samples: &[f32], model: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) -> 
 #[test]
 fn speech_is_found_where_onnxruntime_finds_it() {
     let Some(assets) = assets::find("speech_is_found_where_onnxruntime_finds_it") else { return };
-    let graph = onnx::load(&assets.join("models/silero_vad_16k.onnx")).unwrap();
+    let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
     let session = Session::compile(&graph).unwrap();
     let samples = samples(&assets.join("data/vad_test.wav"));
     let found = speech(&samples, |x| session.run(x));
@@ -60,7 +60,7 @@ fn speech_is_found_where_onnxruntime_finds_it() {
 #[test]
 fn the_language_model_has_its_perplexity() {
     let Some(assets) = assets::find("the_language_model_has_its_perplexity") else { return };
-    let session = Session::compile(&onnx::load(&assets.join("models/stories260K.onnx")).unwrap()).unwrap();
+    let session = Session::compile(&onnx::load(assets.join("models/stories260K.onnx")).unwrap()).unwrap();
     let (mut loss, mut count) = (0f64, 0);
     for (_, story) in npz::read(&assets.join("data/stories_tokens.npz")).unwrap() {
         let ids = story.reshaped(&[1, story.len()]).unwrap();
