@@ -27,7 +27,7 @@ import onnxruntime as ort
 
 FLOAT_TOLERANCE = 1e-4
 AGREEMENT = 99.5  # per cent
-DEFAULT_STEPS = 4
+DEFAULT_STEPS = 6
 STEPS = 16
 
 # Part of the message with which onnxruntime refuses a configuration.
