@@ -2,8 +2,9 @@
 
 use lowbit_kernels::{Bordered, Window};
 
-use crate::error::Result;
+use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact};
+use crate::ops::conv::Conv;
 use crate::ops::window::{Axis, Window as Geometry};
 use crate::tensor::DType;
 
@@ -39,6 +40,66 @@ pub fn window(
 /// The fact of an operator's output.
 pub fn fact(dtype: DType, shape: Vec<Dim>) -> Result<Vec<Fact>> {
     Ok(vec![Fact { dtype, shape, sizes: None }])
+}
+
+/// Below this many channels, NCHW images are as good as NHWC.
+const FEW_CHANNELS: usize = 16;
+
+/// What a convolution of images is, but for its weights.
+#[derive(Clone, Debug)]
+pub struct ImageShape {
+    /// Strides, dilations, padding and groups.
+    pub conv: Conv,
+    /// Input and output channels.
+    pub channels: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Whether the input is NCHW; for few channels only.
+    pub planar: bool,
+}
+
+impl ImageShape {
+    /// The same convolution of NCHW images, where that is as fast.
+    pub fn of_planes(&self) -> Option<ImageShape> {
+        let few = self.channels[0] < FEW_CHANNELS && self.kernel != [1, 1];
+        few.then(|| ImageShape { planar: true, ..self.clone() })
+    }
+
+    /// The kernels' form of the window over images of this shape.
+    ///
+    /// # Errors
+    /// If these are no images of as many channels, or the window does not fit.
+    pub fn window(&self, shape: &[usize]) -> Result<Window> {
+        let (channels, size) = match *shape {
+            [_, channels, h, w] if self.planar => (channels, [h, w]),
+            [_, h, w, channels] => (channels, [h, w]),
+            _ => return Err(invalid!("expected a batch of images, found {shape:?}")),
+        };
+        if channels != self.channels[0] {
+            return Err(invalid!("expected {} channels, found {channels}", self.channels[0]));
+        }
+        window(&self.conv.window, &self.kernel, size, channels, false)
+    }
+
+    /// The fact of the result, of this type.
+    ///
+    /// # Errors
+    /// If `x` is no batch of images, or the window does not fit.
+    pub fn infer(&self, x: &Fact, dtype: DType) -> Result<Vec<Fact>> {
+        let (n, size) = match &x.shape[..] {
+            [n, _, h, w] if self.planar => (n, [h.clone(), w.clone()]),
+            [n, h, w, _] => (n, [h.clone(), w.clone()]),
+            _ => return Err(invalid!("expected a batch of images, found {x}")),
+        };
+        let spatial = self.conv.window.dims(&self.kernel, &size, false)?;
+        fact(dtype, nhwc(n, spatial, self.channels[1]))
+    }
+
+    /// Multiply-accumulate operations that make `y`.
+    pub fn macs(&self, y: &Fact) -> u64 {
+        let [inputs, _] = self.channels;
+        y.elements() * (self.kernel[0] * self.kernel[1] * inputs / self.conv.group) as u64
+    }
 }
 
 /// Whether a window reads outside the image, on any side.

@@ -11,11 +11,9 @@ use crate::op::{
 };
 use crate::ops::conv::Conv;
 use crate::parallel;
-use crate::session::images::{bordered, fact, is_padded, nhwc, window};
+use crate::session::images::{ImageShape, bordered, is_padded};
 use crate::tensor::{DType, Tensor};
 
-/// Below this many channels, NCHW images are as good as NHWC.
-const FEW_CHANNELS: usize = 16;
 /// Depthwise multiply-accumulates that are worth a task of their own.
 const DEPTHWISE_TASK: usize = 1 << 16;
 
@@ -26,13 +24,9 @@ const DEPTHWISE_TASK: usize = 1 << 16;
 /// each a chain of fused multiply-adds, taps and then channels ascending. NaN stays.
 #[derive(Clone, Debug)]
 pub struct ImageConv {
-    conv: Conv,
+    shape: ImageShape,
     weights: Arc<Weights>,
     bias: Arc<[f32]>,
-    channels: [usize; 2],
-    kernel: [usize; 2],
-    /// Whether the input is NCHW; for few channels only.
-    planar: bool,
     bounds: [f32; 2],
 }
 
@@ -75,12 +69,14 @@ impl ImageConv {
             Weights::Matrices { matrices: (0..groups).map(of_group).collect(), by_rows }
         };
         Ok(ImageConv {
-            conv: conv.clone(),
+            shape: ImageShape {
+                conv: conv.clone(),
+                channels: [depth * groups, outputs],
+                kernel: [kh, kw],
+                planar: false,
+            },
             weights: Arc::new(weights),
             bias: bias.into(),
-            channels: [depth * groups, outputs],
-            kernel: [kh, kw],
-            planar: false,
             bounds: [f32::NEG_INFINITY, f32::INFINITY],
         })
     }
@@ -93,21 +89,8 @@ impl ImageConv {
 
     /// The same convolution of NCHW images, where that is as fast.
     pub fn of_planes(&self) -> Option<ImageConv> {
-        let few = self.channels[0] < FEW_CHANNELS && self.kernel != [1, 1];
-        let matrices = matches!(*self.weights, Weights::Matrices { .. });
-        (few && matrices).then(|| ImageConv { planar: true, ..self.clone() })
-    }
-
-    fn window(&self, shape: &[usize]) -> Result<Window> {
-        let (channels, size) = match *shape {
-            [_, channels, h, w] if self.planar => (channels, [h, w]),
-            [_, h, w, channels] => (channels, [h, w]),
-            _ => return Err(invalid!("expected a batch of images, found {shape:?}")),
-        };
-        if channels != self.channels[0] {
-            return Err(invalid!("expected {} channels, found {channels}", self.channels[0]));
-        }
-        window(&self.conv.window, &self.kernel, size, channels, false)
+        let shape = self.shape.of_planes().filter(|_| matches!(*self.weights, Weights::Matrices { .. }))?;
+        Some(ImageConv { shape, ..self.clone() })
     }
 }
 
@@ -119,35 +102,29 @@ impl Op for ImageConv {
         "lowbit"
     }
     fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        let (n, size) = match &x[0].shape[..] {
-            [n, _, h, w] if self.planar => (n, [h.clone(), w.clone()]),
-            [n, h, w, _] => (n, [h.clone(), w.clone()]),
-            _ => return Err(invalid!("expected a batch of images, found {}", x[0])),
-        };
-        let spatial = self.conv.window.dims(&self.kernel, &size, false)?;
-        fact(DType::F32, nhwc(n, spatial, self.channels[1]))
+        self.shape.infer(x[0], DType::F32)
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         eval_by_routine(self, x)
     }
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
-        let (batch, window) = (x[0].shape[0], self.window(x[0].shape)?);
+        let (batch, window) = (x[0].shape[0], self.shape.window(x[0].shape)?);
         let too_large = || invalid!("images of {:?} pixels are too large", window.input);
         let algorithm = match &*self.weights {
             Weights::Depthwise(_) => Algorithm::Depthwise,
             Weights::Matrices { matrices, by_rows } => {
                 let plain = (window.kernel, window.stride) == ([1, 1], [1, 1]) && !is_padded(&window);
-                if plain && matrices.len() == 1 && !self.planar {
+                if plain && matrices.len() == 1 && !self.shape.planar {
                     Algorithm::Pointwise
                 } else {
-                    let reach = (self.kernel[1].max(1) - 1) * window.dilation[1] + 1;
-                    let inside = !self.planar && !is_padded(&window);
-                    let border = (!inside).then(|| bordered(&window, self.planar, reach));
+                    let reach = (self.shape.kernel[1].max(1) - 1) * window.dilation[1] + 1;
+                    let inside = !self.shape.planar && !is_padded(&window);
+                    let border = (!inside).then(|| bordered(&window, self.shape.planar, reach));
                     let input = border.map_or(window.input, |b| b.size);
-                    let kernel = if *by_rows { [self.kernel[0], 1] } else { self.kernel };
+                    let kernel = if *by_rows { [self.shape.kernel[0], 1] } else { self.shape.kernel };
                     let inside = Window { input, kernel, pad: [0, 0], ..window };
                     let windows = Windows::new(&inside, batch).ok_or_else(too_large)?;
-                    let columns = if *by_rows { self.kernel[1] } else { 1 };
+                    let columns = if *by_rows { self.shape.kernel[1] } else { 1 };
                     Algorithm::Gathered { border, windows, run: columns * window.channels / matrices.len() }
                 }
             }
@@ -156,12 +133,11 @@ impl Op for ImageConv {
     }
     fn attributes(&self) -> Attributes {
         let [lo, hi] = self.bounds;
-        let group = ("group", Attribute::Int(self.conv.group as i64));
+        let group = ("group", Attribute::Int(self.shape.conv.group as i64));
         vec![group, ("lo", Attribute::Float(lo)), ("hi", Attribute::Float(hi))]
     }
     fn macs(&self, _: &[&Fact], y: &[&Fact]) -> u64 {
-        let [inputs, _] = self.channels;
-        y[0].elements() * (self.kernel[0] * self.kernel[1] * inputs / self.conv.group) as u64
+        self.shape.macs(y[0])
     }
 }
 
@@ -188,7 +164,7 @@ enum Algorithm {
 impl Convolution {
     /// Elements of one input image.
     fn image(&self) -> usize {
-        self.window.input[0] * self.window.input[1] * self.op.channels[0]
+        self.window.input[0] * self.window.input[1] * self.op.shape.channels[0]
     }
 
     /// The images with a border, in `scratch`.
@@ -217,7 +193,7 @@ impl Convolution {
 impl Routine for Convolution {
     fn run(&self, x: &[View<'_>], y: ViewMut<'_>, scratch: &mut [u8]) -> Result<()> {
         let (op, values) = (&self.op, x[0].f32()?);
-        let [inputs, outputs] = op.channels;
+        let [inputs, outputs] = op.shape.channels;
         let pitch = y.pitch;
         let matrices = match (&self.algorithm, &*op.weights) {
             (Algorithm::Depthwise, Weights::Depthwise(filters)) => {

@@ -11,11 +11,9 @@ use crate::op::{
 };
 use crate::ops::conv::Conv;
 use crate::parallel;
-use crate::session::images::{bordered, fact, is_padded, nhwc, window};
+use crate::session::images::{ImageShape, bordered, is_padded};
 use crate::tensor::Tensor;
 
-/// Below this many channels, NCHW images are as good as NHWC.
-const FEW_CHANNELS: usize = 16;
 /// Depthwise multiply-accumulates that are worth a task of their own.
 const DEPTHWISE_TASK: usize = 1 << 17;
 
@@ -25,13 +23,9 @@ const DEPTHWISE_TASK: usize = 1 << 17;
 /// [`Epilogue`]. Operands: the codes, and what the epilogue adds, if it does.
 #[derive(Clone, Debug)]
 pub struct QConv {
-    conv: Conv,
+    shape: ImageShape,
     weights: Arc<Weights>,
     input_zero: u8,
-    channels: [usize; 2],
-    kernel: [usize; 2],
-    /// Whether the input is NCHW; for few channels only.
-    planar: bool,
     /// What becomes of the accumulators.
     pub epilogue: Epilogue,
 }
@@ -86,12 +80,14 @@ impl QConv {
             Weights::Matrices { matrices: matrices.collect(), by_rows }
         };
         Ok(QConv {
-            conv: conv.clone(),
+            shape: ImageShape {
+                conv: conv.clone(),
+                channels: [depth * groups, outputs],
+                kernel: [kh, kw],
+                planar: false,
+            },
             weights: Arc::new(weights),
             input_zero: zero as u8,
-            channels: [depth * groups, outputs],
-            kernel: [kh, kw],
-            planar: false,
             epilogue: Epilogue { bias, scale, codes: None },
         })
     }
@@ -103,25 +99,13 @@ impl QConv {
 
     /// The same convolution of NCHW images, where that is as fast.
     pub fn of_planes(&self) -> Option<QConv> {
-        let few = self.channels[0] < FEW_CHANNELS && self.kernel != [1, 1];
-        (few && !self.is_depthwise()).then(|| QConv { planar: true, ..self.clone() })
+        let shape = self.shape.of_planes().filter(|_| !self.is_depthwise())?;
+        Some(QConv { shape, ..self.clone() })
     }
 
     /// Whether each channel has a filter of its own.
     pub fn is_depthwise(&self) -> bool {
         matches!(*self.weights, Weights::Depthwise(_))
-    }
-
-    fn window(&self, shape: &[usize]) -> Result<Window> {
-        let (channels, size) = match *shape {
-            [_, channels, h, w] if self.planar => (channels, [h, w]),
-            [_, h, w, channels] => (channels, [h, w]),
-            _ => return Err(invalid!("expected a batch of images, found {shape:?}")),
-        };
-        if channels != self.channels[0] {
-            return Err(invalid!("expected {} channels, found {channels}", self.channels[0]));
-        }
-        window(&self.conv.window, &self.kernel, size, channels, false)
     }
 }
 
@@ -133,19 +117,13 @@ impl Op for QConv {
         "lowbit"
     }
     fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        let (n, size) = match &x[0].shape[..] {
-            [n, _, h, w] if self.planar => (n, [h.clone(), w.clone()]),
-            [n, h, w, _] => (n, [h.clone(), w.clone()]),
-            _ => return Err(invalid!("expected a batch of images, found {}", x[0])),
-        };
-        let spatial = self.conv.window.dims(&self.kernel, &size, false)?;
-        fact(self.epilogue.dtype(), nhwc(n, spatial, self.channels[1]))
+        self.shape.infer(x[0], self.epilogue.dtype())
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         eval_by_routine(self, x)
     }
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
-        let window = self.window(x[0].shape)?;
+        let window = self.shape.window(x[0].shape)?;
         let algorithm = match &*self.weights {
             Weights::Depthwise(weights) => match &self.epilogue.codes {
                 Some(target) => {
@@ -158,7 +136,7 @@ impl Op for QConv {
             Weights::Matrices { matrices, by_rows } => {
                 let plain = (window.kernel, window.stride) == ([1, 1], [1, 1]) && !is_padded(&window);
                 let filled = matrices.first().map_or(0, PackedWeights::depth);
-                let channels = self.channels[0];
+                let channels = self.shape.channels[0];
                 if plain && matrices.len() == 1 && filled == channels {
                     Algorithm::Pointwise
                 } else {
@@ -166,16 +144,16 @@ impl Op for QConv {
                     let share = channels / matrices.len();
                     let reach = |bytes: usize| bytes.div_ceil(channels.max(1));
                     let (run, columns) = match by_rows {
-                        true => (self.kernel[1] * channels, reach(filled)),
+                        true => (self.shape.kernel[1] * channels, reach(filled)),
                         false => {
-                            let last = (self.kernel[1].max(1) - 1) * window.dilation[1];
+                            let last = (self.shape.kernel[1].max(1) - 1) * window.dilation[1];
                             (share, last + reach(channels - share + filled))
                         }
                     };
-                    let inside = !self.planar && !is_padded(&window) && filled == run;
-                    let border = (!inside).then(|| bordered(&window, self.planar, columns));
+                    let inside = !self.shape.planar && !is_padded(&window) && filled == run;
+                    let border = (!inside).then(|| bordered(&window, self.shape.planar, columns));
                     let size = border.map_or(window.input, |b| b.size);
-                    let kernel = if *by_rows { [self.kernel[0], 1] } else { self.kernel };
+                    let kernel = if *by_rows { [self.shape.kernel[0], 1] } else { self.shape.kernel };
                     let inside = Window { input: size, kernel, pad: [0, 0], ..window };
                     let windows = Windows::new(&inside, x[0].shape[0])
                         .ok_or_else(|| invalid!("images of {:?} pixels are too large", window.input))?;
@@ -186,11 +164,10 @@ impl Op for QConv {
         Prepared::routine(Convolution { op: self.clone(), batch: x[0].shape[0], window, algorithm })
     }
     fn attributes(&self) -> Attributes {
-        vec![("group", Attribute::Int(self.conv.group as i64))]
+        vec![("group", Attribute::Int(self.shape.conv.group as i64))]
     }
     fn macs(&self, _: &[&Fact], y: &[&Fact]) -> u64 {
-        let [inputs, _] = self.channels;
-        y[0].elements() * (self.kernel[0] * self.kernel[1] * inputs / self.conv.group) as u64
+        self.shape.macs(y[0])
     }
 }
 
@@ -219,7 +196,7 @@ enum Algorithm {
 impl Convolution {
     /// Bytes of one input image.
     fn image(&self) -> usize {
-        self.window.input[0] * self.window.input[1] * self.op.channels[0]
+        self.window.input[0] * self.window.input[1] * self.op.shape.channels[0]
     }
 
     /// The images with a border, in `scratch`.
@@ -263,7 +240,7 @@ impl Convolution {
 impl Routine for Convolution {
     fn run(&self, x: &[View<'_>], y: ViewMut<'_>, scratch: &mut [u8]) -> Result<()> {
         let (op, codes) = (&self.op, x[0].u8()?);
-        let [inputs, outputs] = op.channels;
+        let [inputs, outputs] = op.shape.channels;
         let [oh, ow] = self.window.output;
         let pixels = self.batch * oh * ow;
         match (&self.algorithm, &*op.weights) {
