@@ -130,11 +130,9 @@ impl Args {
             }
             None => {
                 let mut q = preset(&self.preset)?;
-                if let Some(observer) = self.calibrator {
-                    q.activation.observer = observer;
-                }
-                if let Some(strength) = self.equalize {
-                    q.activation.equalize = strength;
+                if let Some(activation) = &mut q.activation {
+                    activation.observer = self.calibrator.unwrap_or(activation.observer);
+                    activation.equalize = self.equalize.unwrap_or(activation.equalize);
                 }
                 if let Some(rounding) = self.rounding {
                     q.weight.rounding = rounding;

@@ -90,7 +90,7 @@ fn configurations(model: &str) -> Result<Vec<(&'static str, QConfig)>> {
         ..default.clone()
     };
     let activation = |format, mapping| QConfig {
-        activation: Spec { format, mapping, ..default.activation.clone() },
+        activation: default.activation.clone().map(|a| Spec { format, mapping, ..a }),
         ..default.clone()
     };
     let mut all = vec![("default", default.clone())];

@@ -25,6 +25,11 @@ pub enum Per {
     Tensor,
     /// Each output channel.
     Channel,
+    /// Each row, the elements along the last axis: for dynamic activations.
+    Row,
+    /// This many elements of an output channel of a weight, along its input axis
+    /// (fewer in the last block): `per = { block = 32 }`.
+    Block(usize),
 }
 
 /// How the codes of a weight are chosen.
@@ -74,6 +79,14 @@ pub struct Spec {
     /// For weights: how their codes are chosen.
     #[serde(default, skip_serializing_if = "Rounding::is_nearest")]
     pub rounding: Rounding,
+    /// For activations: whether the range is that of the values of each run, so
+    /// that no calibration is needed and the observer has nothing to do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dynamic: bool,
+    /// For dynamic activations: whether products of two of them, such as those
+    /// of attention, are quantized too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub products: bool,
 }
 
 fn is_zero(x: &f32) -> bool {
@@ -96,7 +109,19 @@ impl Spec {
             correct_bias: false,
             equalize: 0.0,
             rounding: Rounding::Nearest,
+            dynamic: false,
+            products: false,
         }
+    }
+
+    /// The same spec with ranges found in each run.
+    pub fn dynamic(self) -> Spec {
+        Spec { dynamic: true, ..self }
+    }
+
+    /// The same spec with another extent of a scale.
+    pub fn per(self, per: Per) -> Spec {
+        Spec { per, ..self }
     }
 
     /// The same spec with a scale for each channel.
@@ -124,25 +149,39 @@ impl Spec {
         Spec { rounding, ..self }
     }
 
-    /// The scheme for a tensor whose channels lie along `axis`; per tensor
-    /// where it has none.
+    /// The scheme for a tensor whose output channels lie along `axis`, and its
+    /// inputs along the first other one; per tensor where it has none.
     pub fn scheme(&self, axis: Option<usize>) -> Scheme {
         let granularity = match (self.per, axis) {
             (Per::Channel, Some(axis)) => Granularity::Axis(axis),
+            (Per::Block(size), Some(axis)) => Granularity::Block { axis: usize::from(axis == 0), size },
             _ => Granularity::Tensor,
         };
         Scheme { format: self.format, mapping: self.mapping, granularity, codes: self.codes }
     }
 }
 
-/// How a node's activations and weights are quantized.
+/// How a node's activations and weights are quantized: statically, dynamically
+/// ([`Spec::dynamic`]), or its weights only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QConfig {
-    /// Inputs and output.
-    pub activation: Spec,
+    /// Inputs and output; `None` leaves them in float, so that only weights are quantized.
+    pub activation: Option<Spec>,
     /// The weight, for operators that have one.
     pub weight: Spec,
+}
+
+impl QConfig {
+    /// How activations are quantized, if by ranges found on calibration data.
+    pub fn observed(&self) -> Option<&Spec> {
+        self.activation.as_ref().filter(|a| !a.dynamic)
+    }
+
+    /// How activations are quantized, if by the ranges of each run.
+    pub fn dynamic(&self) -> Option<&Spec> {
+        self.activation.as_ref().filter(|a| a.dynamic)
+    }
 }
 
 /// The nodes that a rule is about.
@@ -310,25 +349,10 @@ impl Rule {
     /// Checks that a node can do what the rule asks of it.
     fn check(&self, op: &dyn Op) -> Result<()> {
         let Some(q) = &self.qconfig else { return Ok(()) };
-        q.activation.scheme(None).check().map_err(|e| e.at("activation"))?;
-        q.weight.scheme(None).check().map_err(|e| e.at("weight"))?;
-        if q.activation.per == Per::Channel {
-            return Err(invalid!(
-                "activations have one scale for the whole tensor; per = \"channel\" is for weights"
-            ));
+        if let Some(activation) = &q.activation {
+            check_activation(activation).map_err(|e| e.at("activation"))?;
         }
-        if !(0.0..=1.0).contains(&q.activation.equalize) {
-            return Err(invalid!(
-                "equalize = {}: choose 0, not at all, to 1, completely",
-                q.activation.equalize
-            ));
-        }
-        if q.activation.rounding != Rounding::Nearest {
-            return Err(invalid!("rounding is for weights: activations have the nearest codes"));
-        }
-        if q.weight.equalize != 0.0 {
-            return Err(invalid!("equalize is for activations: weights follow them"));
-        }
+        check_weight(&q.weight).map_err(|e| e.at("weight"))?;
         if self.target.is_one_kind() && op.quant() == Quant::Float {
             return Err(Error::unsupported(
                 op.name(),
@@ -337,6 +361,50 @@ impl Rule {
         }
         Ok(())
     }
+}
+
+fn check_activation(spec: &Spec) -> Result<()> {
+    spec.scheme(None).check()?;
+    match spec.per {
+        Per::Tensor => {}
+        Per::Row if spec.dynamic => {}
+        Per::Row => return Err(invalid!("per = \"row\" needs dynamic = true: rows differ from run to run")),
+        Per::Channel | Per::Block(_) => {
+            return Err(invalid!(
+                "activations have one scale for the whole tensor; per = \"channel\" and blocks are for weights"
+            ));
+        }
+    }
+    let uint8 = Spec::new(Format::UINT8, Mapping::Affine);
+    if spec.dynamic && spec.scheme(None) != uint8.scheme(None) {
+        return Err(invalid!("dynamic activations are uint8, affine, as ONNX defines them"));
+    }
+    if spec.products && (!spec.dynamic || spec.per == Per::Row) {
+        return Err(invalid!("products = true needs dynamic = true and one scale for the whole tensor"));
+    }
+    if !(0.0..=1.0).contains(&spec.equalize) {
+        return Err(invalid!("equalize = {}: choose 0, not at all, to 1, completely", spec.equalize));
+    }
+    if spec.rounding != Rounding::Nearest {
+        return Err(invalid!("rounding is for weights: activations have the nearest codes"));
+    }
+    Ok(())
+}
+
+fn check_weight(spec: &Spec) -> Result<()> {
+    spec.scheme(None).check()?;
+    match spec.per {
+        Per::Row => return Err(invalid!("per = \"row\" is for activations")),
+        Per::Block(0) => return Err(invalid!("a block needs at least one element")),
+        _ => {}
+    }
+    if spec.equalize != 0.0 {
+        return Err(invalid!("equalize is for activations: weights follow them"));
+    }
+    if spec.dynamic {
+        return Err(invalid!("dynamic is for activations: weights do not change"));
+    }
+    Ok(())
 }
 
 /// The TOML form of a mapping.
@@ -362,6 +430,8 @@ struct FileRule {
     float: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     preset: Option<String>,
+    #[serde(default, rename = "weight-only", skip_serializing_if = "std::ops::Not::not")]
+    weight_only: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     activation: Option<Spec>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -398,8 +468,8 @@ impl FileRule {
     /// The configuration that the rule gives; what it leaves out is as in `base`.
     fn qconfig(&self, base: Option<&QConfig>) -> Result<Option<QConfig>> {
         if self.float {
-            return match (&self.preset, &self.activation, &self.weight) {
-                (None, None, None) => Ok(None),
+            return match (&self.preset, self.weight_only, &self.activation, &self.weight) {
+                (None, false, None, None) => Ok(None),
                 _ => Err(invalid!("float = true leaves nothing else to say")),
             };
         }
@@ -408,8 +478,14 @@ impl FileRule {
             (None, Some(base)) => base.clone(),
             (None, None) => preset("default")?,
         };
+        if self.weight_only {
+            q.activation = None;
+        }
         if let Some(activation) = &self.activation {
-            q.activation = activation.clone();
+            if self.weight_only {
+                return Err(invalid!("weight-only = true leaves nothing to say of activations"));
+            }
+            q.activation = Some(activation.clone());
         }
         if let Some(weight) = &self.weight {
             q.weight = weight.clone();
@@ -428,9 +504,9 @@ impl From<QConfigMapping> for File {
                 Target::Regex(regex) => (None, None, Some(regex.as_str().to_string())),
             };
             let float = rule.qconfig.is_none();
-            let (activation, weight) =
-                rule.qconfig.map_or((None, None), |q| (Some(q.activation), Some(q.weight)));
-            FileRule { op, name, regex, float, preset: None, activation, weight }
+            let weight_only = rule.qconfig.as_ref().is_some_and(|q| q.activation.is_none());
+            let (activation, weight) = rule.qconfig.map_or((None, None), |q| (q.activation, Some(q.weight)));
+            FileRule { op, name, regex, float, preset: None, weight_only, activation, weight }
         });
         File { preset: None, rules: rules.collect() }
     }
@@ -457,7 +533,7 @@ mod tests {
         assert_eq!(mapping.rules.len(), 3);
         assert_eq!(mapping.rules[1], Rule { target: Target::Op("Softmax".into()), qconfig: None });
         let third = mapping.rules[2].qconfig.as_ref().unwrap();
-        assert_eq!(third.activation.format, Format::INT16);
+        assert_eq!(third.activation.as_ref().unwrap().format, Format::INT16);
         assert_eq!(third.weight, preset("x86").unwrap().weight);
         assert_eq!(QConfigMapping::from_toml(&mapping.to_toml().unwrap()).unwrap(), mapping);
     }
@@ -479,6 +555,10 @@ mod tests {
             ("[[rule]]\nname = \"a[\"", "a["),
             ("[[rule]]\nregex = \"(\"", "regex"),
             ("[[rule]]\nfloat = true\npreset = \"x86\"", "nothing else to say"),
+            (
+                "[[rule]]\nweight-only = true\n[rule.activation]\nformat = \"uint8\"\nmapping = \"affine\"",
+                "nothing to say of activations",
+            ),
             ("[[rule]]\n[rule.weight]\nformat = \"int99\"\nmapping = \"affine\"", "int99"),
             ("[[rule]]\n[rule.weight]\nformat = \"int8\"\nmapping = \"affine\"\nbits = 3", "bits"),
             (

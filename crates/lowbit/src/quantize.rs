@@ -1,9 +1,10 @@
-//! Static quantization: fuse, prepare, calibrate, convert. Each reads a graph
-//! and returns a new one.
+//! Quantization: fuse, prepare, calibrate, convert. Each reads a graph and
+//! returns a new one. Dynamic and weight-only quantization need no calibration.
 
 mod batches;
 mod calibrate;
 mod convert;
+mod dynamic;
 mod finding;
 mod fuse;
 mod gptq;
@@ -15,6 +16,7 @@ mod prepare;
 pub use batches::Progress;
 pub(crate) use batches::{lock, run_all, threads};
 pub use convert::Converted;
+pub use dynamic::quantize_dynamic;
 pub use finding::Finding;
 pub use fuse::fuse;
 pub use gptq::InputMoments;

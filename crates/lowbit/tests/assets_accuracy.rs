@@ -12,7 +12,7 @@ use lowbit::data::Dataset;
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::passes::equalize;
-use lowbit::qconfig::{QConfigMapping, Spec, preset};
+use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{Prepared, fuse, prepare};
 use lowbit::session::Session;
 use lowbit::{Result, Tensor};
@@ -163,7 +163,7 @@ fn calibration_on_all_cores_finds_the_ranges_that_one_core_finds() {
 fn two_shards_merged_have_the_ranges_of_the_whole() {
     let Some(assets) = assets::find("two_shards_merged_have_the_ranges_of_the_whole") else { return };
     let mut config = preset("default").unwrap();
-    config.activation = Spec { observer: ObserverConfig::MinMax, ..config.activation };
+    config.activation = config.activation.map(|a| a.observed_by(ObserverConfig::MinMax));
     let mapping = QConfigMapping::global(config);
     let classifier = &CLASSIFIERS[2];
     let empty = prepare(&fuse(&classifier.load(&assets).unwrap()).unwrap(), &mapping).unwrap();

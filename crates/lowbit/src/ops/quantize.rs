@@ -271,16 +271,53 @@ impl Op for DynamicQuantizeLinear {
         Ok(vec![Fact::new(DType::U8, x[0].shape.clone()), scalar(DType::F32), scalar(DType::U8)])
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        let values = x[0].slice::<f32>()?;
-        let (lo, hi) = values.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
-        let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
-        let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0) as u8;
-        let params = QParams {
-            scheme: Scheme::new(Format::UINT8, Mapping::Affine),
-            scale: vec![scale],
-            zero_point: vec![i32::from(zero)],
-        };
+        let params = dynamic_params(x[0].slice::<f32>()?);
+        let (scale, zero) = (params.scale[0], params.zero_point[0] as u8);
         Ok(vec![params.quantize(x[0])?, Tensor::scalar(scale), Tensor::scalar(zero)])
+    }
+}
+
+/// Each row, the elements along the last axis, quantized to uint8 as
+/// [`DynamicQuantizeLinear`] does with the row's range, and dequantized.
+#[derive(Clone, Debug)]
+pub struct DynamicFakeQuantize;
+
+impl Op for DynamicFakeQuantize {
+    fn name(&self) -> &'static str {
+        "DynamicFakeQuantize"
+    }
+    fn domain(&self) -> &'static str {
+        "lowbit"
+    }
+    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(x, 1, 1)?;
+        Ok(vec![x[0].with_shape(x[0].shape.clone())])
+    }
+    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let mut y = x[0].slice::<f32>()?.to_vec();
+        let length = x[0].shape().last().copied().unwrap_or(1).max(1);
+        for row in y.chunks_exact_mut(length) {
+            let params = dynamic_params(row);
+            let values = row.to_vec();
+            params.fake_quantize_run(0, &values, row);
+        }
+        Ok(vec![Tensor::new(x[0].shape(), y)?])
+    }
+    fn folds(&self) -> bool {
+        false
+    }
+}
+
+/// uint8 parameters for the range of `values`, widened to hold 0
+/// (docs/quantization.md, equation 20).
+fn dynamic_params(values: &[f32]) -> QParams {
+    let (lo, hi) = values.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+    let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
+    let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0) as i32;
+    QParams {
+        scheme: Scheme::new(Format::UINT8, Mapping::Affine),
+        scale: vec![scale],
+        zero_point: vec![zero],
     }
 }
 

@@ -1,6 +1,6 @@
 //! The defaults of lowbit and of the backends that people come from.
 
-use super::{QConfig, Rounding, Spec};
+use super::{Per, QConfig, Rounding, Spec};
 use crate::error::{Result, invalid};
 use crate::observer::ObserverConfig;
 use crate::scheme::{Format, Mapping};
@@ -15,6 +15,10 @@ pub const PRESETS: &[(&str, fn() -> QConfig)] = &[
     ("tensorrt", tensorrt),
     ("onnxruntime", onnxruntime),
     ("openvino", default),
+    ("dynamic", dynamic),
+    ("dynamic-rows", dynamic_rows),
+    ("weight-only", weight_only),
+    ("int4", int4),
 ];
 
 /// The preset called `name`.
@@ -33,7 +37,7 @@ pub fn preset(name: &str) -> Result<QConfig> {
 /// fastest.
 fn default() -> QConfig {
     QConfig {
-        activation: Spec::new(Format::UINT8, Mapping::Affine).observed_by(ObserverConfig::Mse),
+        activation: Some(Spec::new(Format::UINT8, Mapping::Affine).observed_by(ObserverConfig::Mse)),
         weight: Spec::new(Format::INT8_NARROW, Mapping::Symmetric)
             .per_channel()
             .observed_by(ObserverConfig::MinMax)
@@ -45,19 +49,19 @@ fn default() -> QConfig {
 /// PyTorch's `get_default_qconfig("fbgemm")` and `("x86")`: 7-bit activations.
 fn fbgemm() -> QConfig {
     let activation = Spec { codes: Some((0, 127)), ..histogram() };
-    QConfig { activation, ..onednn() }
+    QConfig { activation: Some(activation), ..onednn() }
 }
 
 /// PyTorch's `get_default_qconfig("onednn")`.
 fn onednn() -> QConfig {
     let weight = Spec::new(Format::INT8, Mapping::Symmetric).observed_by(ObserverConfig::MinMax);
-    QConfig { activation: histogram(), weight: weight.per_channel() }
+    QConfig { activation: Some(histogram()), weight: weight.per_channel() }
 }
 
 /// PyTorch's `get_default_qconfig("qnnpack")`: weights per tensor.
 fn qnnpack() -> QConfig {
     let weight = Spec::new(Format::INT8, Mapping::Symmetric).observed_by(ObserverConfig::MinMax);
-    QConfig { activation: histogram(), weight }
+    QConfig { activation: Some(histogram()), weight }
 }
 
 fn histogram() -> Spec {
@@ -68,7 +72,7 @@ fn histogram() -> Spec {
 fn tensorrt() -> QConfig {
     let spec = Spec::new(Format::INT8_NARROW, Mapping::Symmetric);
     QConfig {
-        activation: spec.clone().observed_by(ObserverConfig::Entropy),
+        activation: Some(spec.clone().observed_by(ObserverConfig::Entropy)),
         weight: spec.per_channel().observed_by(ObserverConfig::MinMax),
     }
 }
@@ -77,7 +81,36 @@ fn tensorrt() -> QConfig {
 /// weights, per tensor, min-max.
 fn onnxruntime() -> QConfig {
     QConfig {
-        activation: Spec::new(Format::INT8, Mapping::Affine).observed_by(ObserverConfig::MinMax),
+        activation: Some(Spec::new(Format::INT8, Mapping::Affine).observed_by(ObserverConfig::MinMax)),
         weight: Spec::new(Format::INT8_NARROW, Mapping::Symmetric).observed_by(ObserverConfig::MinMax),
     }
+}
+
+/// Activations by the range of each run's values, weights int8 per channel: no
+/// calibration is needed, and the codes of weights are chosen by data where
+/// there is any.
+fn dynamic() -> QConfig {
+    let weight = Spec::new(Format::INT8_NARROW, Mapping::Symmetric).per_channel();
+    QConfig {
+        activation: Some(Spec::new(Format::UINT8, Mapping::Affine).dynamic()),
+        weight: weight.rounded_by(Rounding::Gptq),
+    }
+}
+
+/// The same with a range for each row (token, sample): no row's result depends
+/// on the others.
+fn dynamic_rows() -> QConfig {
+    let QConfig { activation, weight } = dynamic();
+    QConfig { activation: activation.map(|a| a.per(Per::Row)), weight }
+}
+
+/// Weights int8 per channel, activations in float.
+fn weight_only() -> QConfig {
+    QConfig { activation: None, weight: dynamic().weight }
+}
+
+/// Weights int4 in blocks of 32, activations in float.
+fn int4() -> QConfig {
+    let weight = Spec::new(Format::INT4, Mapping::Symmetric).per(Per::Block(32));
+    QConfig { activation: None, weight: weight.rounded_by(Rounding::Gptq) }
 }

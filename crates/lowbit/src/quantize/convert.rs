@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::dynamic::{Dynamic, DynamicOp, IntegerWeight};
 use super::finding::Finding;
+use super::placement::weight;
 use super::point::{PointOp, Role};
 use super::prepare::Prepared;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::op::Quant;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
+use crate::qconfig::Per;
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
 use crate::tensor::{DType, Tensor};
@@ -25,7 +28,8 @@ pub struct Converted {
 
 impl Prepared {
     /// The Q/DQ graph: activations quantized and dequantized at their points,
-    /// weights and biases stored as integers.
+    /// weights and biases stored as integers. Operators whose activations are
+    /// quantized by the ranges of each run become ONNX's integer ones.
     ///
     /// An activation function that the quantization after it implies (ReLU
     /// before a range that starts at 0) disappears.
@@ -41,6 +45,7 @@ impl Prepared {
             operands: HashMap::new(),
             weights: HashMap::new(),
             zeros: ZeroPoints::default(),
+            dynamic: Dynamic::default(),
             findings: vec![],
         };
         converting.find_constants()?;
@@ -58,6 +63,7 @@ struct Converting<'a> {
     /// codes, if they are not the nearest ones, stored once.
     weights: HashMap<(Var, Vec<u32>, Option<usize>), Var>,
     zeros: ZeroPoints,
+    dynamic: Dynamic,
     findings: Vec<Finding>,
 }
 
@@ -81,13 +87,39 @@ impl Converting<'_> {
                 Role::Activation => Ok(vec![self.activation(b, point.point, inputs[0])?]),
             };
         }
+        if op.is::<DynamicOp>().is_some() {
+            return Ok(inputs.to_vec());
+        }
         let mut inputs = inputs.to_vec();
-        if let Quant::Compute { weight: Some((w, axis)), bias } = op.quant()
-            && let Some((point, source)) = old.get(w).and_then(|v| self.weight_point(*v))
-        {
-            self.weighted(b, node, &mut inputs, Weighted { w, axis, bias, point, source })?;
+        let weighted = weight(&**op).and_then(|(w, axis)| {
+            let (point, source) = old.get(w).and_then(|v| self.weight_point(*v))?;
+            let bias = if let Quant::Compute { bias, .. } = op.quant() { bias } else { None };
+            Some(Weighted { w, axis, bias, point, source })
+        });
+        let dynamic = old.first().and_then(|x| self.prepared.graph.made_by::<DynamicOp>(*x));
+        if let Some((DynamicOp { per, .. }, _)) = dynamic {
+            match per {
+                Per::Row => inputs[0] = self.dynamic.rows(b, inputs[0])?,
+                _ => {
+                    let weight = weighted.map(|at| self.integer_weight(&at)).transpose()?.flatten();
+                    return self.dynamic.integer_form(b, node, &**op, &inputs, weight);
+                }
+            }
+        }
+        if let Some(at) = weighted {
+            self.weighted(b, node, &mut inputs, at)?;
         }
         b.copy(node, &inputs)
+    }
+
+    /// Codes of a weight for an operator on integers.
+    fn integer_weight(&mut self, at: &Weighted) -> Result<Option<IntegerWeight>> {
+        let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(None) };
+        let (point, params) = (&self.prepared.points[at.point], self.params[at.point].clone());
+        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &params));
+        let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
+        let codes = params.quantize(rounded.as_ref().unwrap_or(weight))?;
+        Ok(Some(IntegerWeight { name: point.name.clone(), codes, params }))
     }
 
     /// The weight point that makes `v` and the constant under it.
@@ -198,7 +230,10 @@ impl Converting<'_> {
         let operands = [codes, scale, self.zeros.stored(b, zero)];
         let op = match params.scheme.granularity {
             Granularity::Tensor => DequantizeLinear::default(),
-            _ => DequantizeLinear::along(at.axis as i64),
+            Granularity::Axis(axis) => DequantizeLinear::along(axis as i64),
+            Granularity::Block { axis, size } => {
+                DequantizeLinear { block: size, ..DequantizeLinear::along(axis as i64) }
+            }
         };
         let v = b.apply(&format!("{name}_dq"), Arc::new(op), &operands)?;
         self.weights.insert(key, v);

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::graph::{Graph, Kind, Node, Uses, Var};
 use crate::op::{Op, Quant};
+use crate::ops::gather::Gather;
 use crate::qconfig::{QConfig, Spec};
 use crate::tensor::DType;
 
@@ -62,6 +63,15 @@ pub fn operands(graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Operands {
     }
 }
 
+/// The operand that an operator has as its weight, and the weight's channel
+/// axis: that of [`Quant::Compute`], or the table of a Gather of rows.
+pub fn weight(op: &dyn Op) -> Option<(usize, usize)> {
+    match op.quant() {
+        Quant::Compute { weight, .. } => weight,
+        _ => op.is::<Gather>().filter(|op| op.axis == 0).map(|_| (0, 0)),
+    }
+}
+
 /// The points' places: for each value its class and, where the class is
 /// quantized, how.
 ///
@@ -82,11 +92,13 @@ impl<'a> Placement<'a> {
         let uses = graph.uses();
         let nodes: Vec<_> = graph.applied().zip(configs.iter().copied()).collect();
         let mut classes = Classes::default();
-        let mut consumers: Vec<(Var, &QConfig)> = vec![];
-        let mut producers: Vec<(Var, &QConfig)> = vec![];
+        let mut consumers: Vec<(Var, &Spec)> = vec![];
+        let mut producers: Vec<(Var, &Spec)> = vec![];
         let mut folded = vec![];
         for ((v, node, op, inputs), config) in &nodes {
-            let Some(config) = config.filter(|_| is_quantizable(node)) else { continue };
+            let Some(spec) = config.and_then(QConfig::observed).filter(|_| is_quantizable(node)) else {
+                continue;
+            };
             let operands = operands(graph, &***op, inputs);
             if operands.activations.is_empty() {
                 continue;
@@ -102,14 +114,14 @@ impl<'a> Placement<'a> {
             if op.quant() == Quant::Float {
                 continue;
             }
-            producers.push((*v, config));
+            producers.push((*v, spec));
             for i in operands.activations {
                 if matches!(op.quant(), Quant::Clamp { .. })
                     && folds_into(graph, &uses, &producers, inputs[i])
                 {
                     folded.push(inputs[i]);
                 } else {
-                    consumers.push((inputs[i], config));
+                    consumers.push((inputs[i], spec));
                 }
             }
         }
@@ -121,8 +133,8 @@ impl<'a> Placement<'a> {
         }
         producers.retain(|(v, _)| read.contains(&classes.find(*v)));
         let mut specs = HashMap::new();
-        for (v, config) in consumers.iter().chain(&producers).filter(|(v, _)| !folded.contains(v)) {
-            specs.entry(classes.find(*v)).or_insert_with(|| config.activation.clone());
+        for (v, spec) in consumers.iter().chain(&producers).filter(|(v, _)| !folded.contains(v)) {
+            specs.entry(classes.find(*v)).or_insert_with(|| (*spec).clone());
         }
         let all: Vec<Var> = classes.parent.keys().copied().collect();
         let classes = all.into_iter().map(|v| (v, classes.find(v))).collect();
@@ -163,7 +175,7 @@ fn is_quantizable(node: &Node) -> bool {
 
 /// Whether an activation function on `v` is part of the operator that makes
 /// `v`: it computes in integers, is quantized, and nothing else reads `v`.
-fn folds_into(graph: &Graph, uses: &Uses, quantized: &[(Var, &QConfig)], v: Var) -> bool {
+fn folds_into(graph: &Graph, uses: &Uses, quantized: &[(Var, &Spec)], v: Var) -> bool {
     let computes = match &graph.node(v).kind {
         Kind::Apply { op, .. } => matches!(op.quant(), Quant::Compute { .. }),
         _ => false,

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::dynamic::{DynamicOp, dynamic_operands};
 use super::gptq::InputMoments;
 use super::means::InputMeans;
-use super::placement::{Placement, operands};
+use super::placement::{Placement, operands, weight};
 use super::point::{Point, PointOp, Role};
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
-use crate::qconfig::{QConfigMapping, Rounding, Spec};
-use crate::tensor::Tensor;
+use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
+use crate::tensor::{DType, Tensor};
 
 /// A float graph with a [`PointOp`] wherever a value will be quantized, and
 /// what has been observed there so far.
@@ -37,6 +38,9 @@ pub(super) struct Watch {
 /// point between input and output; an activation function right after an
 /// operator belongs to it. Weights are observed here, once.
 ///
+/// Where activations are quantized by the ranges of each run, or not at all,
+/// only weights get points, and nothing needs to be observed.
+///
 /// # Errors
 /// If a rule matches nothing or cannot be honoured, or a weight cannot be
 /// observed (NaN); the error names rule and node.
@@ -56,12 +60,9 @@ pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
         let config = by_node[&v];
         let mut inputs = inputs.to_vec();
         if let Some(config) = config {
-            let operands = operands(graph, &**op, old);
-            for i in operands.activations {
-                inputs[i] = preparing.pointed(b, old[i], inputs[i], &config.activation, op.quant())?;
-            }
-            if let Some((i, axis)) = operands.weight.filter(|_| preparing.is_computed(v, old)) {
-                inputs[i] = preparing.weight(b, old[i], inputs[i], &config.weight, axis, &**op)?;
+            match config.observed() {
+                Some(spec) => preparing.static_operands(b, (v, &**op, old), &mut inputs, config, spec)?,
+                None => preparing.unobserved_operands(b, (&**op, old), &mut inputs, config)?,
             }
         }
         let made = b.copy(node, &inputs)?;
@@ -88,6 +89,49 @@ struct Preparing<'a> {
 }
 
 impl Preparing<'_> {
+    /// Points for the operands of a node whose activations have ranges of
+    /// their own, `spec`.
+    fn static_operands(
+        &mut self,
+        b: &mut Builder,
+        (v, op, old): (Var, &dyn Op, &[Var]),
+        inputs: &mut [Var],
+        config: &QConfig,
+        spec: &Spec,
+    ) -> Result<()> {
+        let operands = operands(self.old, op, old);
+        for i in operands.activations {
+            inputs[i] = self.pointed(b, old[i], inputs[i], spec, op.quant())?;
+        }
+        if let Some((i, axis)) = operands.weight.filter(|_| self.is_computed(v, old)) {
+            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, op)?;
+        }
+        Ok(())
+    }
+
+    /// A point for the weight of a node whose activations are quantized by the
+    /// ranges of each run, or not at all.
+    fn unobserved_operands(
+        &mut self,
+        b: &mut Builder,
+        (op, old): (&dyn Op, &[Var]),
+        inputs: &mut [Var],
+        config: &QConfig,
+    ) -> Result<()> {
+        if let Some(spec) = config.dynamic() {
+            for i in dynamic_operands(self.old, op, old, spec) {
+                let name = format!("{}_dynamic", self.old.value(old[i]).name);
+                let op = DynamicOp { per: spec.per };
+                inputs[i] = b.apply(&name, Arc::new(op), &[inputs[i]])?;
+            }
+        }
+        let float = |v: &Var| self.old.constant(*v).is_some_and(|t| t.dtype() == DType::F32 && t.rank() > 1);
+        if let Some((i, axis)) = weight(op).filter(|(i, _)| old.get(*i).is_some_and(float)) {
+            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, op)?;
+        }
+        Ok(())
+    }
+
     /// Whether the node that makes `v` computes in integers: its activation
     /// operand has a point.
     fn is_computed(&self, v: Var, inputs: &[Var]) -> bool {

@@ -83,7 +83,7 @@ fn an_equalized_model_is_compared_in_the_scales_of_the_float_one() {
     let y = b.apply("y", Arc::new(Gemm::default()), &[h, v]).unwrap();
     let float = b.finish([("y".to_string(), y)]).unwrap();
     let mut q = preset("default").unwrap();
-    q.activation = q.activation.equalizing(0.75);
+    q.activation = q.activation.map(|a| a.equalizing(0.75));
     let mapping = QConfigMapping::global(q);
     let batches = || [inputs_of(&float, &batch(DATA))].into_iter();
     let equalized = equalize(&float, &mapping, batches(), &|_| Ok(())).unwrap();

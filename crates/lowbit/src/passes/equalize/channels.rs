@@ -45,7 +45,7 @@ impl Channels {
                 let Some(ids) = channels.of.get(x) else { continue };
                 match (linear && i == 0, &moved) {
                     (true, _) => {
-                        let strength = config.map_or(0.0, |q| q.activation.equalize);
+                        let strength = config.and_then(|q| q.activation.as_ref()).map_or(0.0, |a| a.equalize);
                         wanted.push((*x, strength));
                     }
                     (false, Some(_)) => {}

@@ -82,7 +82,7 @@ fn batch(seed: u32) -> Vec<Tensor> {
 
 fn mapping(change: impl FnOnce(&mut QConfig)) -> QConfigMapping {
     let mut q = preset("default").unwrap();
-    q.activation.equalize = 0.75;
+    q.activation.as_mut().unwrap().equalize = 0.75;
     change(&mut q);
     QConfigMapping::global(q)
 }
@@ -116,7 +116,7 @@ proptest! {
         seed in 0u32..10_000, strength in 0.1f32..=1.0, residual in any::<bool>(),
     ) {
         let float = model(seed, residual);
-        let scaled = equalized(&float, &mapping(|q| q.activation.equalize = strength)).unwrap();
+        let scaled = equalized(&float, &mapping(|q| q.activation.as_mut().unwrap().equalize = strength)).unwrap();
         let scales = ChannelScales::of(&scaled).unwrap();
         let (want, found) = (values(&float, &batch(seed + 9)), values(&scaled, &batch(seed + 9)));
         for (name, x) in &want {
@@ -155,7 +155,7 @@ fn full_strength_makes_channels_alike_where_only_linear_operators_read_them() {
     let mut failures = vec![];
     for Case { value, residual, alike } in cases {
         let float = model(3, residual);
-        let scaled = equalized(&float, &mapping(|q| q.activation.equalize = 1.0)).unwrap();
+        let scaled = equalized(&float, &mapping(|q| q.activation.as_mut().unwrap().equalize = 1.0)).unwrap();
         let t = values(&scaled, &batch(7)).remove(value).unwrap();
         let scales = ChannelScales::of(&scaled).unwrap().get(value);
         let above_least = |c: usize| scales.as_ref().is_none_or(|s| s[c] > scales::factor(scales::LEAST));
@@ -175,7 +175,9 @@ fn full_strength_makes_channels_alike_where_only_linear_operators_read_them() {
 fn what_is_not_asked_for_stays() {
     let float = model(1, false);
     let nobody = || std::iter::from_fn(|| -> Option<Result<Vec<Tensor>>> { panic!("no batch is needed") });
-    for change in [(|q| q.activation.equalize = 0.0) as fn(&mut QConfig), |q| q.weight.per = Per::Tensor] {
+    for change in [(|q| q.activation.as_mut().unwrap().equalize = 0.0) as fn(&mut QConfig), |q| {
+        q.weight.per = Per::Tensor
+    }] {
         assert_eq!(equalize(&float, &mapping(change), nobody(), &|_| Ok(())).unwrap(), float);
     }
 }
@@ -223,7 +225,7 @@ fn errors_say_what_is_wrong() {
         (damaged("[[channels]]\nvalues = ['v']\nscales = '#A\"'"), "v: '\"' stands for no scale"),
         (damaged("[[channels]]\nvalues = ['v']\nscales = '#T'"), "'T' stands for no scale"),
         (damaged("[[channels]]\nvalues = ['v']\nscales = '\u{1F600}'"), "stands for no scale"),
-        (equalized(&float, &mapping(|q| q.activation.equalize = 1.5)), "equalize = 1.5"),
+        (equalized(&float, &mapping(|q| q.activation.as_mut().unwrap().equalize = 1.5)), "equalize = 1.5"),
         (equalized(&float, &mapping(|q| q.weight.equalize = 0.5)), "equalize is for activations"),
     ];
     for (result, says) in cases {

@@ -270,14 +270,15 @@ fn a_shared_weight_has_codes_for_each_reader_unless_they_are_the_nearest() {
 #[test]
 fn errors_name_the_cause() {
     let converted = |x: f32| {
-        let mut prepared = prepared(|q| q.activation.observer = ObserverConfig::Histogram { bins: 2048 })?;
+        let mut prepared =
+            prepared(|q| q.activation.as_mut().unwrap().observer = ObserverConfig::Histogram { bins: 2048 })?;
         let mut values = noise(1, 12);
         values[5] = x;
         prepared.calibrate([Ok(vec![Tensor::new(&[2, 6], values)?])].into_iter(), &|_| Ok(()))?;
         prepared.convert().map(|_| ())
     };
     let empty = prepared(|_| ()).and_then(|mut p| p.calibrate(std::iter::empty(), &|_| Ok(())));
-    let misplaced = prepared(|q| q.activation.rounding = Rounding::Gptq).map(|_| ());
+    let misplaced = prepared(|q| q.activation.as_mut().unwrap().rounding = Rounding::Gptq).map(|_| ());
     converted(1.0).unwrap();
     for (result, says) in [
         (converted(f32::NAN), &["x", "NaN"][..]),

@@ -1,0 +1,222 @@
+//! Activations quantized by the ranges of each run.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::convert::Converted;
+use super::fuse::fuse;
+use super::placement::operands;
+use super::prepare::prepare;
+use crate::error::{Result, invalid};
+use crate::graph::{Builder, Graph, Node, Var};
+use crate::op::{Attribute, Attributes, Fact, Op, arity};
+use crate::ops::binary::Arithmetic;
+use crate::ops::cast::Cast;
+use crate::ops::conv::Conv;
+use crate::ops::integer::{ConvInteger, MatMulInteger};
+use crate::ops::layout::Transpose;
+use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::quantize::{DynamicFakeQuantize, DynamicQuantizeLinear};
+use crate::qconfig::{Per, QConfigMapping, Spec, Target, preset};
+use crate::qparams::QParams;
+use crate::scheme::{Format, Granularity};
+use crate::tensor::{DType, Tensor};
+
+/// Quantizes the weights of the nodes `which` (of all nodes, if there is none)
+/// to `weights`, per output channel, and their activations by the range that
+/// they have in each run: no data is needed.
+///
+/// The result is made of ONNX's integer operators:
+/// `y = cast(MatMulInteger(q, w, z)) * (s * s_w[n]) + bias[n]`, where
+/// `q, s, z = DynamicQuantizeLinear(x)`.
+///
+/// # Errors
+/// If a target matches nothing or cannot be quantized, or a weight is NaN.
+pub fn quantize_dynamic(graph: &Graph, which: &[Target], weights: Format) -> Result<Converted> {
+    let mut config = preset("dynamic")?;
+    config.weight.format = weights;
+    let mapping = match which {
+        [] => QConfigMapping::global(config),
+        some => some.iter().fold(QConfigMapping::default(), |mapping, target| {
+            mapping.with(target.clone(), Some(config.clone()))
+        }),
+    };
+    prepare(&fuse(graph)?, &mapping)?.convert()
+}
+
+/// The operands of a node that are quantized in each run: those of products
+/// with a constant matrix, of convolutions with constant filters, and, if
+/// [`Spec::products`] says so, of products of two activations.
+pub fn dynamic_operands(graph: &Graph, op: &dyn Op, inputs: &[Var], spec: &Spec) -> Vec<usize> {
+    let operands = operands(graph, op, inputs);
+    let product = op.is::<MatMul>().is_some();
+    match operands.weight {
+        Some((w, _)) if graph.fact(inputs[w]).rank() == 2 && (product || op.is::<Gemm>().is_some()) => {
+            vec![0]
+        }
+        Some(_) if op.is::<Conv>().is_some() && spec.per == Per::Tensor => vec![0],
+        None if product && spec.products => operands.activations,
+        _ => vec![],
+    }
+}
+
+/// The operator that stands in a prepared graph where a value will be quantized
+/// by the range that it has in each run. It changes nothing.
+#[derive(Clone, Debug)]
+pub struct DynamicOp {
+    /// What shares one scale.
+    pub per: Per,
+}
+
+impl Op for DynamicOp {
+    fn name(&self) -> &'static str {
+        "Dynamic"
+    }
+    fn domain(&self) -> &'static str {
+        "lowbit"
+    }
+    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
+        arity(x, 1, 1)?;
+        Ok(vec![x[0].clone()])
+    }
+    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![x[0].clone()])
+    }
+    fn attributes(&self) -> Attributes {
+        vec![("rows", Attribute::Int(i64::from(self.per == Per::Row)))]
+    }
+    fn folds(&self) -> bool {
+        false
+    }
+}
+
+/// A weight that an operator on integers multiplies with.
+pub struct IntegerWeight {
+    /// The name of the float weight.
+    pub name: String,
+    /// Its codes, int8 or uint8.
+    pub codes: Tensor,
+    /// What they stand for.
+    pub params: QParams,
+}
+
+/// The dynamically quantized values of a graph so far.
+#[derive(Default)]
+pub struct Dynamic {
+    /// Codes, scale and zero point of each value.
+    codes: HashMap<Var, [Var; 3]>,
+    /// Each value with its rows quantized and dequantized.
+    rows: HashMap<Var, Var>,
+}
+
+impl Dynamic {
+    /// `x`, each row quantized and dequantized by its own range.
+    pub fn rows(&mut self, b: &mut Builder, x: Var) -> Result<Var> {
+        if let Some(v) = self.rows.get(&x) {
+            return Ok(*v);
+        }
+        let name = format!("{}_rows", b.name(x));
+        let v = b.apply(&name, Arc::new(DynamicFakeQuantize), &[x])?;
+        self.rows.insert(x, v);
+        Ok(v)
+    }
+
+    fn codes(&mut self, b: &mut Builder, x: Var) -> Result<[Var; 3]> {
+        if let Some(codes) = self.codes.get(&x) {
+            return Ok(*codes);
+        }
+        let name = b.name(x).to_string();
+        let names = ["q", "s", "z"].map(|part| format!("{name}_dynamic_{part}"));
+        let op = Arc::new(DynamicQuantizeLinear);
+        let made =
+            b.apply_all(&format!("{name}_dynamic"), op, &[x], &names.each_ref().map(String::as_str))?;
+        let codes = [made[0], made[1], made[2]];
+        self.codes.insert(x, codes);
+        Ok(codes)
+    }
+
+    /// `node` on integers: its operator on codes, then the scales, then the bias.
+    ///
+    /// # Errors
+    /// If the weight's codes are not of 8 bits with one scale a channel.
+    pub fn integer_form(
+        &mut self,
+        b: &mut Builder,
+        node: &Node,
+        op: &dyn Op,
+        inputs: &[Var],
+        weight: Option<IntegerWeight>,
+    ) -> Result<Vec<Var>> {
+        let part = |part: &str| format!("{}_{part}", node.name);
+        let [x, x_scale, x_zero] = self.codes(b, inputs[0])?;
+        let (y, y_scale, y_zero) = match weight {
+            Some(weight) => stored(b, op, weight)?,
+            None => {
+                let [y, scale, zero] = self.codes(b, inputs[1])?;
+                (y, scale, zero)
+            }
+        };
+        let integer: Arc<dyn Op> = match op.is::<Conv>() {
+            Some(conv) => Arc::new(ConvInteger(conv.clone())),
+            None => Arc::new(MatMulInteger),
+        };
+        let product = b.apply(&part("integer"), integer, &[x, y, x_zero, y_zero])?;
+        let product = b.apply(&part("float"), Arc::new(Cast { to: DType::F32 }), &[product])?;
+        let scale = b.apply(&part("scale"), Arc::new(Arithmetic::Mul), &[x_scale, y_scale])?;
+        let (mul, output) = (Arc::new(Arithmetic::Mul), &node.outputs[0].name);
+        let Some(bias) = inputs.get(2).copied().filter(|v| !b.fact(*v).is_absent()) else {
+            return b.apply_all(&node.name, mul, &[product, scale], &[output]);
+        };
+        let scaled = b.apply(&part("scaled"), mul, &[product, scale])?;
+        let bias = match b.so_far().constant(bias).filter(|t| op.is::<Conv>().is_some() && t.rank() == 1) {
+            Some(t) => {
+                let (t, name) = (along_channels(t.clone(), b.fact(scaled).rank())?, b.name(bias).to_string());
+                b.constant(&format!("{name}_r"), t)
+            }
+            None => bias,
+        };
+        b.apply_all(&node.name, Arc::new(Arithmetic::Add), &[scaled, bias], &[output])
+    }
+}
+
+/// Codes, scales and zero point of the weight of `op`, as its form on integers
+/// takes them.
+fn stored(b: &mut Builder, op: &dyn Op, weight: IntegerWeight) -> Result<(Var, Var, Var)> {
+    let IntegerWeight { name, codes, params } = weight;
+    if !matches!(codes.dtype(), DType::I8 | DType::U8)
+        || matches!(params.scheme.granularity, Granularity::Block { .. })
+    {
+        let scheme = params.scheme;
+        return Err(invalid!(
+            "{scheme}: integer products take weights of 8 bits, per tensor or per channel; choose weight-only \
+             quantization, or activations per row"
+        )
+        .at(name));
+    }
+    let (scale, zero) = params.operands();
+    let rank = codes.rank();
+    let (codes, scale) = match op.is::<Gemm>() {
+        Some(gemm) if gemm.trans_b => (Transpose { perm: None }.eval(&[&codes])?.remove(0), scale),
+        _ if op.is::<Conv>().is_some() => (codes, along_channels(scale, rank)?),
+        _ => (codes, scale),
+    };
+    let codes = b.constant(&format!("{name}_q"), codes);
+    let scale = b.constant(&format!("{name}_s"), scale);
+    // Runtimes take one zero point for filters; symmetric codes have 0 throughout.
+    let zero = match params.zero_point.iter().all(|z| *z == 0) {
+        true => b.absent(),
+        false => b.constant(&format!("{name}_z"), zero),
+    };
+    Ok((codes, scale, zero))
+}
+
+/// One value a channel in the shape that adds it to, or multiplies, images of
+/// this rank; a scalar as it is.
+fn along_channels(t: Tensor, rank: usize) -> Result<Tensor> {
+    if t.rank() != 1 {
+        return Ok(t);
+    }
+    let mut shape = vec![1; rank];
+    shape[1] = t.len();
+    t.reshaped(&shape)
+}
