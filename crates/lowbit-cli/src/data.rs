@@ -19,6 +19,13 @@ pub struct DataArgs {
     /// .npz (arrays named as the inputs, or x; labels y), CIFAR-10 .bin(.gz), IDX -ubyte(.gz).
     #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
+    #[command(flatten)]
+    pub samples: SampleArgs,
+}
+
+/// How many samples, and how they are prepared.
+#[derive(Args)]
+pub struct SampleArgs {
     /// Use only the first N samples.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub samples: Option<usize>,
@@ -99,8 +106,15 @@ impl PreprocessArgs {
 impl DataArgs {
     /// Opens the data for `graph`, which `model` was loaded from.
     pub fn open(&self, model: &Path, graph: &Graph) -> lowbit::Result<Dataset> {
+        self.samples.open(&self.data, model, graph)
+    }
+}
+
+impl SampleArgs {
+    /// Opens the data at `path` for `graph`, which `model` was loaded from.
+    pub fn open(&self, path: &Path, model: &Path, graph: &Graph) -> lowbit::Result<Dataset> {
         let preprocess = self.preprocess.keyed(self.preprocess.of(model)?);
-        let data = Dataset::open(&self.data, &preprocess, &model::inputs(graph))?;
+        let data = Dataset::open(path, &preprocess, &model::inputs(graph))?;
         Ok(match self.samples {
             Some(n) => data.take(n),
             None => data,

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let open = |path: &PathBuf| Dataset::open(path, &preprocess, &inputs(&float));
     let (calibration, test) = (open(&calibration)?, open(&test)?);
 
-    let q = quantize(&float, &QConfigMapping::global(preset("default")?), &calibration, 8)?;
+    let q = quantize(&float, &QConfigMapping::global(preset("default")?), Some(&calibration), 8)?;
     save(&q.graph, &preprocess, &int8_path)?;
 
     let float_session = Session::compile(&fuse(&float)?)?;

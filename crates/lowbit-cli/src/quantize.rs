@@ -19,7 +19,7 @@ use lowbit::quantize::{Finding, Role, fuse, prepare};
 use lowbit::session::{Report, Session};
 use serde::Serialize;
 
-use crate::data::{DataArgs, named, positive, tensors};
+use crate::data::{SampleArgs, named, positive, tensors};
 use crate::model::file_bytes;
 use crate::output::{Output, warn};
 use crate::progress::Progress;
@@ -28,7 +28,7 @@ use crate::table::{Table, bytes, count, percent};
 /// Fewer samples than this hardly show the range of a value.
 const FEW_SAMPLES: usize = 8;
 
-/// Quantize a float ONNX model to int8, calibrated on sample data.
+/// Quantize a float ONNX model to int8.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,8 +36,9 @@ Examples:
   lowbit quantize model.onnx --data samples.npz --calibrator percentile=99.99
   lowbit quantize model.onnx --data samples.npz --skip '/classifier/*' -o small.onnx
   lowbit quantize model.onnx --data samples.npz --config rules.toml
+  lowbit quantize model.onnx --method dynamic
 
-A hundred samples or so, like those that the model will see, are enough.
+A hundred samples or so, like those that the model will see, are enough; the dynamic method needs none.
 In rules.toml, the last rule that matches a node decides:
   preset = \"default\"
   [[rule]]
@@ -46,8 +47,12 @@ In rules.toml, the last rule that matches a node decides:
 pub struct Args {
     /// The float model.
     model: PathBuf,
+    /// Calibration samples, which only the dynamic method does without: folder of images, .jpg,
+    /// .png, .npy, .npz (arrays named as the inputs, or x), CIFAR-10 .bin(.gz), IDX -ubyte(.gz).
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
     #[command(flatten)]
-    data: DataArgs,
+    samples: SampleArgs,
     /// Where to write; by default MODEL with .int8.onnx.
     #[arg(short, long, value_name = "OUT.onnx")]
     output: Option<PathBuf>,
@@ -58,9 +63,10 @@ pub struct Args {
     /// percentile, percentile=99.99, entropy or mse; by default what the preset says.
     #[arg(long, value_parser = calibrator)]
     calibrator: Option<ObserverConfig>,
-    /// default, or for other backends: x86, fbgemm, onednn, qnnpack, tensorrt, onnxruntime, openvino.
-    #[arg(long, value_name = "NAME", default_value = "default", conflicts_with = "config")]
-    preset: String,
+    /// default, or for other backends: x86, fbgemm, onednn, qnnpack, tensorrt, onnxruntime, openvino;
+    /// dynamic, or dynamic-rows with a range for each row (token); by default what the method says.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    preset: Option<String>,
     /// Rules for each node, in TOML.
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize", "rounding"])]
     config: Option<PathBuf>,
@@ -88,6 +94,17 @@ pub struct Args {
 enum Method {
     /// With ranges found beforehand, on sample data.
     Static,
+    /// With the ranges of each run: for matrix products, convolutions and recurrent layers.
+    Dynamic,
+}
+
+impl Method {
+    fn preset(self) -> &'static str {
+        match self {
+            Method::Static => "default",
+            Method::Dynamic => "dynamic",
+        }
+    }
 }
 
 fn calibrator(text: &str) -> Result<ObserverConfig, String> {
@@ -129,7 +146,15 @@ impl Args {
                 QConfigMapping::from_toml(&text).map_err(|e| e.at(path.display().to_string()))?
             }
             None => {
-                let mut q = preset(&self.preset)?;
+                let mut q = preset(self.preset.as_deref().unwrap_or(self.method.preset()))?;
+                if self.method == Method::Dynamic && q.dynamic().is_none() {
+                    let name = self.preset.as_deref().unwrap_or_default();
+                    return Err(lowbit::Error::Invalid(format!("preset {name} is not for --method dynamic")));
+                }
+                if q.observed().is_none() && (self.calibrator.is_some() || self.equalize.is_some()) {
+                    let text = "--calibrator and --equalize are for static quantization";
+                    return Err(lowbit::Error::Invalid(text.into()));
+                }
                 if let Some(activation) = &mut q.activation {
                     activation.observer = self.calibrator.unwrap_or(activation.observer);
                     activation.equalize = self.equalize.unwrap_or(activation.equalize);
@@ -161,21 +186,24 @@ pub struct Quantized {
     pub findings: Vec<Finding>,
 }
 
-/// Fuses, equalizes, prepares, calibrates on all of `data` and converts.
+/// Fuses, equalizes, prepares, calibrates on all of `data`, if there is any, and converts.
 pub fn quantize(
     float: &Graph,
     mapping: &QConfigMapping,
-    data: &Dataset,
+    data: Option<&Dataset>,
     batch: usize,
 ) -> lowbit::Result<Quantized> {
-    let fused = fuse(float)?;
+    let mut fused = fuse(float)?;
     let batch = batch_size(&fused, batch);
-    let progress = Progress::new("equalizing", data.len().div_ceil(batch));
-    let fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
-    drop(progress);
+    if let Some(data) = data {
+        let progress = Progress::new("equalizing", data.len().div_ceil(batch));
+        fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
+    }
     let mut prepared = prepare(&fused, mapping)?;
-    let progress = Progress::new("calibrating", data.len().div_ceil(batch));
-    prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
+    if let Some(data) = data {
+        let progress = Progress::new("calibrating", data.len().div_ceil(batch));
+        prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
+    }
     let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
     let (activations, weights) = (points(Role::Activation), points(Role::Weight));
     let converted = prepared.convert()?;
@@ -204,7 +232,7 @@ struct Summary<'a> {
     int8_bytes: u64,
     activations: usize,
     weights: usize,
-    calibration_samples: usize,
+    calibration_samples: Option<usize>,
     coverage: f64,
     session: &'a Report,
     findings: &'a [Finding],
@@ -214,29 +242,32 @@ struct Summary<'a> {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Output> {
     let start = Instant::now();
-    let Method::Static = args.method;
     let output = args.output()?;
     let mapping = args.mapping()?;
     let float = onnx::load(&args.model)?;
     if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
         bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
     }
-    let data = args.data.open(&args.model, &float)?;
-    if data.len() < FEW_SAMPLES {
-        warn(&format!(
-            "{}: only {} calibration samples; ranges will be poor: give a hundred or so",
-            args.data.data.display(),
-            data.len()
-        ));
+    let data = args.data.as_ref().map(|path| args.samples.open(path, &args.model, &float)).transpose()?;
+    let samples = data.as_ref().map(Dataset::len);
+    match (&args.data, samples) {
+        (None, _) if mapping.is_static() => bail!(
+            "static quantization finds ranges on sample data: give it with --data, or choose --method dynamic"
+        ),
+        (Some(path), Some(found)) if found < FEW_SAMPLES => warn(&format!(
+            "{}: only {found} calibration samples; ranges will be poor: give a hundred or so",
+            path.display()
+        )),
+        _ => {}
     }
-    let q = quantize(&float, &mapping, &data, args.batch)?;
+    let q = quantize(&float, &mapping, data.as_ref(), args.batch)?;
     if q.weights == 0 {
         warn(&format!(
             "{}: no weight was quantized: it has no layer that lowbit quantizes, or rules keep all of them in float",
             args.model.display()
         ));
     }
-    save(&q.graph, &args.data.preprocess.of(&args.model)?, &output)?;
+    save(&q.graph, &args.samples.preprocess.of(&args.model)?, &output)?;
     let summary = Summary {
         model: &args.model,
         output: &output,
@@ -244,7 +275,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         int8_bytes: file_bytes(&output)?,
         activations: q.activations,
         weights: q.weights,
-        calibration_samples: data.len(),
+        calibration_samples: samples,
         coverage: q.session.report().coverage(),
         session: q.session.report(),
         findings: &q.findings,
@@ -261,7 +292,8 @@ fn text(s: &Summary<'_>) -> anyhow::Result<String> {
         format!("{} -> {} ({})", bytes(s.float_bytes), bytes(s.int8_bytes), percent(ratio)),
     ]);
     table.row(["points".into(), format!("{} activations, {} weights", s.activations, s.weights)]);
-    table.row(["calibrated on".into(), format!("{} samples", s.calibration_samples)]);
+    let samples = s.calibration_samples.map_or("nothing".into(), |n| format!("{n} samples"));
+    table.row(["calibrated on".into(), samples]);
     let macs = format!("{} of {} MACs ({})", percent(s.coverage), count(s.session.macs), s.session.isa);
     table.row(["in int8".into(), macs]);
     table.row(["time".into(), format!("{:.1} s", s.seconds)]);

@@ -304,6 +304,11 @@ impl QConfigMapping {
         self
     }
 
+    /// Whether a rule quantizes activations by ranges found on calibration data.
+    pub fn is_static(&self) -> bool {
+        self.rules.iter().filter_map(|r| r.qconfig.as_ref()).any(|q| q.observed().is_some())
+    }
+
     /// Reads the TOML form.
     ///
     /// # Errors

@@ -106,6 +106,20 @@ fn quantize_rounds_weights_as_asked() {
 }
 
 #[test]
+fn the_dynamic_method_needs_no_data() {
+    let folder = Folder::new();
+    for preset in ["dynamic", "dynamic-rows"] {
+        let args = ["quantize", "digits.onnx", "--method", "dynamic", "--preset", preset, "-o", "dynamic.onnx"];
+        let summary = folder.json(&args);
+        assert_eq!(number(&summary["activations"]), 0.0);
+        assert!(number(&summary["weights"]) > 0.0 && summary["calibration_samples"].is_null(), "{summary}");
+        let args = ["eval", "digits.onnx", "dynamic.onnx", "--data", "test.npz"];
+        let scores = &folder.json(&args)["scores"];
+        assert!(number(&scores[1]["agreement"]) > 0.99, "{preset}: {scores}");
+    }
+}
+
+#[test]
 fn quantize_equalizes_as_much_as_asked() {
     let folder = Folder::new();
     let quantized = |options: &[&str], name: &str| {
