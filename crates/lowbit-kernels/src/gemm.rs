@@ -32,6 +32,23 @@ pub enum Output<'a> {
         /// The output matrix.
         out: Grid<'a, f32>,
     },
+    /// Dequantized, where each row has codes of its own:
+    /// `(acc - zero[i] * sums[n]) as f32 * (scale[i] * multiplier[n]) + bias[n]`, the
+    /// difference wrapping.
+    Rows {
+        /// The scale of each row, or that of all.
+        scale: &'a [f32],
+        /// The zero point of each row, or that of all.
+        zero: &'a [i32],
+        /// The sum of each column's weights.
+        sums: &'a [i32],
+        /// `s_w[n]`.
+        multiplier: &'a [f32],
+        /// Added last, or 0.
+        bias: Option<&'a [f32]>,
+        /// The output matrix.
+        out: Grid<'a, f32>,
+    },
     /// `acc + bias[n]`, or `acc`.
     I32 {
         /// Added to the accumulator, in i32.

@@ -88,6 +88,8 @@ pub(crate) struct Epilogue<'a> {
     width: usize,
     bias: [i32; NR],
     multiplier: [f32; NR],
+    /// What is added to values.
+    offset: [f32; NR],
 }
 
 /// [`Epilogue`] of u8 outputs, for tiles that requantize in registers.
@@ -125,6 +127,13 @@ impl<'a> Epilogue<'a> {
                 assert_eq!(multiplier.len(), columns, "multiplier of {columns} columns");
                 (out.rows(), out.columns())
             }
+            Output::Rows { scale, zero, sums, multiplier, bias, out } => {
+                let len = scale.len();
+                assert!((len == 1 || len == rows) && zero.len() == len, "{len} scales of {rows} rows");
+                let lens = [sums.len(), multiplier.len(), bias.map_or(columns, <[f32]>::len)];
+                assert_eq!(lens, [columns; 3], "sums, multiplier and bias of {columns} columns");
+                (out.rows(), out.columns())
+            }
             Output::I32 { bias, out } => {
                 let len = bias.map_or(columns, <[i32]>::len);
                 assert_eq!(len, columns, "bias of {columns} columns");
@@ -132,8 +141,8 @@ impl<'a> Epilogue<'a> {
             }
         };
         assert_eq!(size, (rows, columns), "rows and columns of the output");
-        let (bias, multiplier) = ([0; NR], [0.0; NR]);
-        Epilogue { output, terms, rounder, sum_rounder, column: 0, width: 0, bias, multiplier }
+        let (bias, multiplier, offset) = ([0; NR], [0.0; NR], [0.0; NR]);
+        Epilogue { output, terms, rounder, sum_rounder, column: 0, width: 0, bias, multiplier, offset }
     }
 
     /// Loads what the `width` columns from `column` of the output need.
@@ -150,6 +159,13 @@ impl<'a> Epilogue<'a> {
             Output::F32 { bias, multiplier, .. } => {
                 take(&mut self.bias, bias, column, width);
                 take(&mut self.multiplier, multiplier, column, width);
+            }
+            Output::Rows { sums, multiplier, bias, .. } => {
+                take(&mut self.bias, sums, column, width);
+                take(&mut self.multiplier, multiplier, column, width);
+                if let Some(bias) = bias {
+                    take(&mut self.offset, bias, column, width);
+                }
             }
             Output::I32 { bias: Some(bias), .. } => take(&mut self.bias, bias, column, width),
             Output::I32 { bias: None, .. } => {}
@@ -180,6 +196,7 @@ impl<'a> Epilogue<'a> {
     pub(crate) fn store<const W: usize>(&mut self, acc: &[[i32; W]], first: usize, column: usize) {
         let bias: &[i32; W] = self.bias[column..].first_chunk().expect("W columns of NR");
         let multiplier: &[f32; W] = self.multiplier[column..].first_chunk().expect("W columns of NR");
+        let offset: &[f32; W] = self.offset[column..].first_chunk().expect("W columns of NR");
         if column >= self.width {
             return;
         }
@@ -203,6 +220,14 @@ impl<'a> Epilogue<'a> {
             }
             Output::F32 { out, .. } => {
                 to.write(acc, terms, out, |_, j, acc| acc.wrapping_add(bias[j]) as f32 * multiplier[j])
+            }
+            Output::Rows { scale, zero, out, .. } => {
+                let (scale, zero) = (*scale, *zero);
+                to.write(acc, terms, out, |i, j, acc| {
+                    let row = if scale.len() == 1 { 0 } else { first + i };
+                    let acc = acc.wrapping_sub(zero[row].wrapping_mul(bias[j]));
+                    acc as f32 * (scale[row] * multiplier[j]) + offset[j]
+                });
             }
             Output::I32 { out, .. } => to.write(acc, terms, out, |_, j, acc| acc.wrapping_add(bias[j])),
         }

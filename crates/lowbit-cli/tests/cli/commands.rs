@@ -109,7 +109,8 @@ fn quantize_rounds_weights_as_asked() {
 fn the_dynamic_method_needs_no_data() {
     let folder = Folder::new();
     for preset in ["dynamic", "dynamic-rows"] {
-        let args = ["quantize", "digits.onnx", "--method", "dynamic", "--preset", preset, "-o", "dynamic.onnx"];
+        let args =
+            ["quantize", "digits.onnx", "--method", "dynamic", "--preset", preset, "-o", "dynamic.onnx"];
         let summary = folder.json(&args);
         assert_eq!(number(&summary["activations"]), 0.0);
         assert!(number(&summary["weights"]) > 0.0 && summary["calibration_samples"].is_null(), "{summary}");

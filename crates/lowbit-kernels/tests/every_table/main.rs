@@ -166,6 +166,23 @@ fn compare_products(
     };
     failures.check_bits(kernels, (case, "f32"), &out, &(0..len).map(want).collect::<Vec<_>>());
 
+    let scales: Vec<f32> = (0..rows).map(|i| 0.25 / (i as f32 + 1.0)).collect();
+    let zeros: Vec<i32> = (0..rows as i32).map(|i| i * 37 % 256).collect();
+    for (scale, zero, offset) in [(&scales[..], &zeros[..], None), (&[0.125], &[200], Some(multiplier))] {
+        let mut out = vec![f32::MAX; len];
+        let to = Grid::new(&mut out, rows, columns, stride);
+        run(Output::Rows { scale, zero, sums: bias, multiplier, bias: offset, out: to });
+        let want = |i| {
+            if !inside(i) {
+                return f32::MAX;
+            }
+            let ((acc, n), row) = (at(i), if scale.len() == 1 { 0 } else { i / stride });
+            let acc = acc.wrapping_sub(zero[row].wrapping_mul(bias[n]));
+            acc as f32 * (scale[row] * multiplier[n]) + offset.map_or(0.0, |offset| offset[n])
+        };
+        failures.check_bits(kernels, (case, "rows"), &out, &(0..len).map(want).collect::<Vec<_>>());
+    }
+
     for bias in [None, Some(bias)] {
         let mut out = vec![i32::MAX; len];
         run(Output::I32 { bias, out: Grid::new(&mut out, rows, columns, stride) });

@@ -308,17 +308,23 @@ impl Op for DynamicFakeQuantize {
     }
 }
 
-/// uint8 parameters for the range of `values`, widened to hold 0
-/// (docs/quantization.md, equation 20).
+/// uint8 parameters for the range of `values`, widened to hold 0.
 fn dynamic_params(values: &[f32]) -> QParams {
     let (lo, hi) = values.iter().fold((0f32, 0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
-    let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
-    let zero = (-lo / scale).round_ties_even().clamp(0.0, 255.0) as i32;
+    let (scale, zero) = dynamic_step(lo, hi);
     QParams {
         scheme: Scheme::new(Format::UINT8, Mapping::Affine),
         scale: vec![scale],
         zero_point: vec![zero],
     }
+}
+
+/// Scale and zero point of uint8 codes for `lo..hi`, which holds 0
+/// (docs/quantization.md, equation 20):
+/// `s = (hi - lo) / 255`, or 1 for an empty range, `z = clamp(round_half_even(-lo / s))`.
+pub(crate) fn dynamic_step(lo: f32, hi: f32) -> (f32, i32) {
+    let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
+    (scale, (-lo / scale).round_ties_even().clamp(0.0, 255.0) as i32)
 }
 
 #[cfg(test)]

@@ -220,3 +220,6 @@ fn along_channels(t: Tensor, rank: usize) -> Result<Tensor> {
     shape[1] = t.len();
     t.reshaped(&shape)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 pub mod boundary;
 pub mod conv;
+pub mod dynamic;
 pub mod elementwise;
 pub mod linear;
 pub mod matmul;

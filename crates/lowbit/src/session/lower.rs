@@ -6,6 +6,7 @@
 //! result; and a QuantizeLinear takes over the operator before it, if that has
 //! a form that gives codes. What nothing reads any more is gone.
 
+mod dynamic;
 mod images;
 mod layout;
 mod means;
@@ -46,6 +47,7 @@ use crate::tensor::{DType, Tensor};
 /// runs in integers. `reasons` says of nodes why they stay in float, where that is
 /// known beforehand.
 pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, Report)> {
+    let graph = &dynamic::fold_products(graph)?;
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
     let lowered = tables::compose(&fold_dequantized(&lowered)?)?;

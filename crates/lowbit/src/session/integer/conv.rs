@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lowbit_kernels::{Bordered, Kernels, MOST_TAPS, PackedDepthwise, PackedWeights, Rows, Window, Windows};
 
-use super::product::{Epilogue, Out, Product, added};
+use super::product::{End, Epilogue, Out, Product, Requantized, added};
 use crate::error::{Result, invalid};
 use crate::op::{
     Attribute, Attributes, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine,
@@ -288,9 +288,7 @@ impl Routine for Convolution {
                 },
                 weights: weights.view(),
                 panels: 0..weights.panels(),
-                epilogue: &op.epilogue,
-                first_column,
-                added: added.map(|(b, pitch)| (&b[first_column..], pitch)),
+                end: Requantized { epilogue: &op.epilogue, first_column, added }.beside(first_column),
                 out,
             }
             .run();

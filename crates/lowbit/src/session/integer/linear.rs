@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lowbit_kernels::{PackedWeights, Rows};
 
-use super::product::{Epilogue, Out, Product, added};
+use super::product::{Epilogue, Out, Product, Requantized, added};
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::session::images::fact;
@@ -87,9 +87,7 @@ impl Routine for Linear {
             rows: Rows::strided(x[0].u8()?, depth, self.rows, depth),
             weights: weights.view(),
             panels: 0..weights.panels(),
-            epilogue,
-            first_column: 0,
-            added: added(epilogue, x, self.added_pitch)?,
+            end: Requantized { epilogue, first_column: 0, added: added(epilogue, x, self.added_pitch)? },
             out: Out::new(y, self.rows, columns)?,
         }
         .run();

@@ -85,8 +85,66 @@ impl Epilogue {
     }
 }
 
+/// What becomes of a product's accumulators.
+pub trait End<'a>: Copy + Send {
+    /// The same for the rows from `at` on.
+    fn below(self, at: usize) -> Self;
+
+    /// The same where the first `at` columns of the output are left out.
+    fn beside(self, at: usize) -> Self;
+
+    /// The kernels' form for these columns of the weights, which go to `out`.
+    fn output(self, columns: Range<usize>, out: Out<'a>) -> Output<'a>;
+}
+
+/// An [`Epilogue`], and what it adds.
+#[derive(Clone, Copy)]
+pub struct Requantized<'a> {
+    /// Parameters of the columns.
+    pub epilogue: &'a Epilogue,
+    /// Those of the weights' first column.
+    pub first_column: usize,
+    /// The second operand, from the output's first element, and the distance of
+    /// its rows.
+    pub added: Option<(&'a [u8], usize)>,
+}
+
+impl<'a> End<'a> for Requantized<'a> {
+    fn below(self, at: usize) -> Self {
+        Requantized { added: self.added.map(|(b, pitch)| (&b[at * pitch..], pitch)), ..self }
+    }
+
+    fn beside(self, at: usize) -> Self {
+        Requantized { added: self.added.map(|(b, pitch)| (&b[at..], pitch)), ..self }
+    }
+
+    fn output(self, columns: Range<usize>, out: Out<'a>) -> Output<'a> {
+        let columns = columns.start + self.first_column..columns.end + self.first_column;
+        let Epilogue { bias, scale, codes } = self.epilogue;
+        match (out, codes) {
+            (Out::U8(out), Some(target)) => {
+                let residual = target.sum.zip(self.added).map(|(sum, (codes, stride))| Residual {
+                    codes,
+                    stride,
+                    a_ratio: target.codes.scale / sum.codes.scale,
+                    zero: sum.operand.zero as u8,
+                    ratio: sum.operand.scale / sum.codes.scale,
+                    y_zero: sum.codes.zero,
+                    lo: sum.lo,
+                    hi: sum.hi,
+                });
+                Output::U8 { requant: target.requant(bias, columns), residual, out }
+            }
+            (Out::F32(out), _) => {
+                Output::F32 { bias: &bias[columns.clone()], multiplier: &scale[columns], out }
+            }
+            (Out::U8(_), None) => unreachable!("codes are written only where there is a target"),
+        }
+    }
+}
+
 /// A product's left rows, weights and output, or a part of them.
-pub struct Product<'a> {
+pub struct Product<'a, E> {
     /// The left matrix.
     pub rows: Rows<'a>,
     /// The right one.
@@ -94,12 +152,7 @@ pub struct Product<'a> {
     /// Its panels of columns.
     pub panels: Range<usize>,
     /// What becomes of accumulators.
-    pub epilogue: &'a Epilogue,
-    /// The epilogue's parameters of the weights' first column.
-    pub first_column: usize,
-    /// The second operand, from the output's first element, and the distance of
-    /// its rows.
-    pub added: Option<(&'a [u8], usize)>,
+    pub end: E,
     /// Where the result goes.
     pub out: Out<'a>,
 }
@@ -157,7 +210,7 @@ pub fn added<'a>(epilogue: &Epilogue, x: &[View<'a>], pitch: usize) -> Result<Op
     }
 }
 
-impl Product<'_> {
+impl<'a, E: End<'a>> Product<'a, E> {
     /// Multiplies, in tasks for the threads of the current pool.
     pub fn run(self) {
         let threads = rayon::current_num_threads();
@@ -186,52 +239,24 @@ impl Product<'_> {
     }
 
     fn split_rows(self, at: usize) -> (Self, Self) {
-        let Product { rows, added, out, ref panels, .. } = self;
+        let Product { rows, weights, panels, end, out } = self;
         let (above, below) = out.split_rows(at);
-        let part = |range, added, out| Product {
-            rows: rows.range(range),
-            panels: panels.clone(),
-            added,
-            out,
-            ..self
-        };
-        let first = part(0..at, added, above);
-        (first, part(at..rows.count(), added.map(|(b, pitch)| (&b[at * pitch..], pitch)), below))
+        let part =
+            |range, end, out| Product { rows: rows.range(range), weights, panels: panels.clone(), end, out };
+        (part(0..at, end, above), part(at..rows.count(), end.below(at), below))
     }
 
     fn split_panels(self) -> (Self, Self) {
-        let Product { ref rows, added, out, panels: Range { start, end }, weights, .. } = self;
-        let middle = start.midpoint(end);
+        let Product { rows, weights, panels: Range { start, end: last }, end, out } = self;
+        let middle = start.midpoint(last);
         let at = weights.columns_of(start..middle).len();
         let (left, right) = out.split_columns(at);
-        let part = |panels, added, out| Product { rows: *rows, panels, added, out, ..self };
-        let first = part(start..middle, added, left);
-        (first, part(middle..end, added.map(|(b, pitch)| (&b[at..], pitch)), right))
+        let part = |panels, end, out| Product { rows, weights, panels, end, out };
+        (part(start..middle, end, left), part(middle..last, end.beside(at), right))
     }
 
     fn multiply(self) {
-        let columns = self.weights.columns_of(self.panels.clone());
-        let columns = columns.start + self.first_column..columns.end + self.first_column;
-        let Epilogue { bias, scale, codes } = self.epilogue;
-        let output = match (self.out, codes) {
-            (Out::U8(out), Some(target)) => {
-                let residual = target.sum.zip(self.added).map(|(sum, (codes, stride))| Residual {
-                    codes,
-                    stride,
-                    a_ratio: target.codes.scale / sum.codes.scale,
-                    zero: sum.operand.zero as u8,
-                    ratio: sum.operand.scale / sum.codes.scale,
-                    y_zero: sum.codes.zero,
-                    lo: sum.lo,
-                    hi: sum.hi,
-                });
-                Output::U8 { requant: target.requant(bias, columns), residual, out }
-            }
-            (Out::F32(out), _) => {
-                Output::F32 { bias: &bias[columns.clone()], multiplier: &scale[columns], out }
-            }
-            (Out::U8(_), None) => unreachable!("codes are written only where there is a target"),
-        };
+        let output = self.end.output(self.weights.columns_of(self.panels.clone()), self.out);
         Kernels::best().gemm(&self.rows, self.weights, self.panels, output);
     }
 }
