@@ -6,6 +6,9 @@ mod assets;
 use std::path::Path;
 
 use lowbit::data::npz;
+use lowbit::graph::Graph;
+use lowbit::qconfig::{QConfigMapping, preset};
+use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
 use lowbit::{Result, Tensor, onnx};
 
@@ -57,12 +60,10 @@ fn speech_is_found_where_onnxruntime_finds_it() {
     assert!(plain.iter().zip(found).all(near), "{plain:?}");
 }
 
-#[test]
-fn the_language_model_has_its_perplexity() {
-    let Some(assets) = assets::find("the_language_model_has_its_perplexity") else { return };
-    let session = Session::compile(&onnx::load(assets.join("models/stories260K.onnx")).unwrap()).unwrap();
+/// The perplexity of the language model on whole stories.
+fn perplexity(session: &Session, stories: &Path) -> f64 {
     let (mut loss, mut count) = (0f64, 0);
-    for (_, story) in npz::read(&assets.join("data/stories_tokens.npz")).unwrap() {
+    for (_, story) in npz::read(stories).unwrap() {
         let ids = story.reshaped(&[1, story.len()]).unwrap();
         let logits = session.run(&[ids]).unwrap().remove(0);
         let rows = logits.slice::<f32>().unwrap().chunks_exact(logits.shape()[2]);
@@ -73,6 +74,38 @@ fn the_language_model_has_its_perplexity() {
         }
     }
     assert_eq!(count, 1804);
-    let perplexity = (loss / f64::from(count)).exp();
-    assert!((perplexity - 3.5482).abs() < 1e-3, "{perplexity}");
+    (loss / f64::from(count)).exp()
+}
+
+#[test]
+fn the_language_model_has_its_perplexity() {
+    let Some(assets) = assets::find("the_language_model_has_its_perplexity") else { return };
+    let (graph, stories) =
+        (onnx::load(assets.join("models/stories260K.onnx")).unwrap(), assets.join("data/stories_tokens.npz"));
+    let float = perplexity(&Session::compile(&graph).unwrap(), &stories);
+    assert!((float - 3.5482).abs() < 1e-3, "{float}");
+    for (name, most) in [("dynamic", 3.572), ("dynamic-rows", 3.56)] {
+        let session = Session::compile(&quantized(&graph, name)).unwrap();
+        let found = perplexity(&session, &stories);
+        assert!(found <= most && session.report().coverage() > 0.99, "{name}: {found}");
+    }
+}
+
+/// The graph quantized by a preset that needs no data.
+fn quantized(graph: &Graph, name: &str) -> Graph {
+    let mapping = QConfigMapping::global(preset(name).unwrap());
+    prepare(&fuse(graph).unwrap(), &mapping).unwrap().convert().unwrap().graph
+}
+
+#[test]
+fn quantized_speech_is_found_in_the_same_frames() {
+    let Some(assets) = assets::find("quantized_speech_is_found_in_the_same_frames") else { return };
+    let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
+    let samples = samples(&assets.join("data/vad_test.wav"));
+    let [want, found] = [graph.clone(), quantized(&graph, "dynamic")].map(|graph| {
+        let session = Session::compile(&graph).unwrap();
+        speech(&samples, |x| session.run(x))
+    });
+    let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();
+    assert!(agree as f64 >= 0.998 * want.len() as f64, "{agree} of {}", want.len());
 }

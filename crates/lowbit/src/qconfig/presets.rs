@@ -90,7 +90,7 @@ fn onnxruntime() -> QConfig {
 /// calibration is needed, and the codes of weights are chosen by data where
 /// there is any.
 fn dynamic() -> QConfig {
-    let weight = Spec::new(Format::INT8_NARROW, Mapping::Symmetric).per_channel();
+    let weight = Spec::new(Format::INT8, Mapping::Symmetric).per_channel().observed_by(ObserverConfig::Mse);
     QConfig {
         activation: Some(Spec::new(Format::UINT8, Mapping::Affine).dynamic()),
         weight: weight.rounded_by(Rounding::Gptq),

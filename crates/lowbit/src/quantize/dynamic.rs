@@ -46,7 +46,8 @@ pub fn quantize_dynamic(graph: &Graph, which: &[Target], weights: Format) -> Res
 
 /// The operands of a node that are quantized in each run: those of products
 /// with a constant matrix, of convolutions with constant filters, and, if
-/// [`Spec::products`] says so, of products of two activations.
+/// [`Spec::products`] says so, of products of two activations. Convolutions have
+/// one range for the whole tensor; of those in groups only weights are quantized.
 pub fn dynamic_operands(graph: &Graph, op: &dyn Op, inputs: &[Var], spec: &Spec) -> Vec<usize> {
     let operands = operands(graph, op, inputs);
     let product = op.is::<MatMul>().is_some();
@@ -54,7 +55,7 @@ pub fn dynamic_operands(graph: &Graph, op: &dyn Op, inputs: &[Var], spec: &Spec)
         Some((w, _)) if graph.fact(inputs[w]).rank() == 2 && (product || op.is::<Gemm>().is_some()) => {
             vec![0]
         }
-        Some(_) if op.is::<Conv>().is_some() && spec.per == Per::Tensor => vec![0],
+        Some(_) if op.is::<Conv>().is_some_and(|conv| conv.group == 1) => vec![0],
         None if product && spec.products => operands.activations,
         _ => vec![],
     }

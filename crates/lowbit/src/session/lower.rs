@@ -9,6 +9,7 @@
 mod dynamic;
 mod images;
 mod layout;
+mod lines;
 mod means;
 mod residual;
 mod tables;
@@ -47,7 +48,7 @@ use crate::tensor::{DType, Tensor};
 /// runs in integers. `reasons` says of nodes why they stay in float, where that is
 /// known beforehand.
 pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, Report)> {
-    let graph = &dynamic::fold_products(graph)?;
+    let graph = &lines::as_images(&dynamic::fold_products(graph)?)?;
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
     let lowered = tables::compose(&fold_dequantized(&lowered)?)?;
@@ -141,7 +142,7 @@ impl Lowering<'_> {
     fn conv(&mut self, b: &mut Builder, node: &Node, conv: &Conv, inputs: &[Var]) -> Result<Option<Var>> {
         let Some((x, codes)) = carried(b, inputs[0])? else { return Ok(None) };
         if b.fact(inputs[0]).rank() != 4 {
-            self.because(node, "only two-dimensional convolutions have an integer form");
+            self.because(node, "only convolutions of lines and images have an integer form");
             return Ok(None);
         }
         let (w, scale) = match weight(b, inputs[1], 0)? {

@@ -130,8 +130,8 @@ impl Routine for Linear {
     }
 }
 
-/// Quantizes `x` by its range.
-fn quantize_all(x: &[f32], codes: &mut [u8]) -> (f32, i32) {
+/// Quantizes `x` by its range, and tells scale and zero point.
+pub fn quantize_all(x: &[f32], codes: &mut [u8]) -> (f32, i32) {
     let union = |(a, b): (f32, f32), (c, d): (f32, f32)| (a.min(c), b.max(d));
     let (lo, hi) = match x.len() > CHUNK && rayon::current_num_threads() > 1 {
         true => x.par_chunks(CHUNK).map(range).reduce(|| (0.0, 0.0), union),
@@ -175,12 +175,17 @@ fn quantize_rows(x: &[f32], depth: usize, codes: &mut [u8], scales: &mut [f32], 
 
 /// Accumulators dequantized by the codes of their row and column.
 #[derive(Clone, Copy)]
-struct Dequantized<'a> {
-    scale: &'a [f32],
-    zero: &'a [i32],
-    sums: &'a [i32],
-    of_weights: &'a [f32],
-    bias: Option<&'a [f32]>,
+pub struct Dequantized<'a> {
+    /// The scale of each row, or that of all.
+    pub scale: &'a [f32],
+    /// The zero point of each row, or that of all.
+    pub zero: &'a [i32],
+    /// The sum of each column's weights.
+    pub sums: &'a [i32],
+    /// The scale of each column's weights.
+    pub of_weights: &'a [f32],
+    /// Added to each column.
+    pub bias: Option<&'a [f32]>,
 }
 
 impl<'a> End<'a> for Dequantized<'a> {
