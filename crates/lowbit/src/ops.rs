@@ -1,6 +1,7 @@
 //! The operators, one family a file, and the table that reads ONNX nodes.
 //!
-//! A new operator is a struct in a family's file and a row of its `READERS`.
+//! A new operator is a struct in a family's file and a row of its `READERS`
+//! (`MICROSOFT_READERS` and `LOWBIT_READERS` in the domains of those names).
 
 pub mod binary;
 pub mod broadcast;
@@ -38,39 +39,48 @@ pub(crate) mod vectorized;
 
 use crate::op::ReadOp;
 
-/// The families' tables.
-fn families() -> impl IntoIterator<Item = &'static [(&'static str, ReadOp)]> {
-    [
-        binary::READERS,
-        cast::READERS,
-        clip::READERS,
-        compare::READERS,
-        conv::READERS,
-        conv_transpose::READERS,
-        einsum::READERS,
-        gather::READERS,
-        generate::READERS,
-        integer::READERS,
-        layout::READERS,
-        linear::READERS,
-        norm::READERS,
-        pad::READERS,
-        pool::READERS,
-        quantize::READERS,
-        recurrent::READERS,
-        reduce::READERS,
-        resize::READERS,
-        shape::READERS,
-        slice::READERS,
-        softmax::READERS,
-        topk::READERS,
-        unary::READERS,
-    ]
+/// A family's table for one domain: operator types and how they are read.
+type Readers = &'static [(&'static str, ReadOp)];
+
+/// The families' tables for a domain: `READERS` for the standard one,
+/// `MICROSOFT_READERS` and `LOWBIT_READERS` for the others.
+fn families(domain: &str) -> &'static [Readers] {
+    match domain {
+        "" => &[
+            binary::READERS,
+            cast::READERS,
+            clip::READERS,
+            compare::READERS,
+            conv::READERS,
+            conv_transpose::READERS,
+            einsum::READERS,
+            gather::READERS,
+            generate::READERS,
+            integer::READERS,
+            layout::READERS,
+            linear::READERS,
+            norm::READERS,
+            pad::READERS,
+            pool::READERS,
+            quantize::READERS,
+            recurrent::READERS,
+            reduce::READERS,
+            resize::READERS,
+            shape::READERS,
+            slice::READERS,
+            softmax::READERS,
+            topk::READERS,
+            unary::READERS,
+        ],
+        "com.microsoft" => &[],
+        "lowbit" => &[],
+        _ => &[],
+    }
 }
 
-/// How nodes of this type in the standard domain are read.
-pub fn reader(op_type: &str) -> Option<ReadOp> {
-    families().into_iter().flatten().find(|(name, _)| *name == op_type).map(|(_, read)| *read)
+/// How nodes of this domain and type are read.
+pub fn reader(domain: &str, op_type: &str) -> Option<ReadOp> {
+    families(domain).iter().copied().flatten().find(|(name, _)| *name == op_type).map(|(_, read)| *read)
 }
 
 #[cfg(test)]
@@ -80,13 +90,17 @@ mod tests {
     #[test]
     fn each_operator_is_listed_once() {
         for name in ["Relu", "Clip", "Add", "Where", "Cast", "Reshape", "Slice", "Pad", "Softmax", "TopK"] {
-            assert!(reader(name).is_some(), "{name}");
+            assert!(reader("", name).is_some(), "{name}");
+            assert!(reader("no.such.domain", name).is_none(), "{name}");
         }
-        assert!(reader("NoSuchOperator").is_none());
-        let mut names: Vec<&str> = families().into_iter().flatten().map(|(name, _)| *name).collect();
-        let all = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), all);
+        assert!(reader("", "NoSuchOperator").is_none());
+        for domain in ["", "com.microsoft", "lowbit"] {
+            let mut names: Vec<&str> =
+                families(domain).iter().copied().flatten().map(|(name, _)| *name).collect();
+            let all = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), all, "{domain}");
+        }
     }
 }

@@ -108,7 +108,7 @@ fn need(inputs: &[Var], least: usize) -> Result<()> {
 }
 
 fn read(op: &str, reading: &mut Reading) -> Result<Arc<dyn Op>> {
-    let reader = ops::reader(op).ok_or_else(|| invalid!("{op} is not known"))?;
+    let reader = ops::reader("", op).ok_or_else(|| invalid!("{op} is not known"))?;
     reader(reading)
 }
 

@@ -179,7 +179,7 @@ impl Reader<'_> {
             invalid!("operator {} is of domain {domain:?}, which the model does not import", node.op_type())
         })?;
         let expansion = expand::expansion(domain, node.op_type(), opset);
-        let read = domain.is_empty().then(|| ops::reader(node.op_type())).flatten();
+        let read = ops::reader(domain, node.op_type());
         if expansion.is_none() && read.is_none() {
             return Err(unknown());
         }

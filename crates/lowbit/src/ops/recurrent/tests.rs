@@ -269,7 +269,7 @@ proptest! {
         let attributes: BTreeMap<String, Attribute> =
             op.attributes().into_iter().map(|(name, a)| (name.to_string(), a)).collect();
         let mut reading = Reading::new(op.name(), 14, attributes, vec![None; 3], 1);
-        let again = crate::ops::reader(op.name()).unwrap()(&mut reading).unwrap();
+        let again = crate::ops::reader("", op.name()).unwrap()(&mut reading).unwrap();
         reading.finish().unwrap();
         prop_assert_eq!((&*again as &dyn Op).is::<Recurrent>(), Some(&op));
     }
@@ -443,7 +443,7 @@ fn attributes_that_do_not_fit_are_errors() {
     for (op, attributes, want) in cases {
         let attributes = attributes.iter().map(|(name, a)| (name.to_string(), a.clone())).collect();
         let mut reading = Reading::new(op, 14, attributes, vec![None; 3], 1);
-        match crate::ops::reader(op).unwrap()(&mut reading) {
+        match crate::ops::reader("", op).unwrap()(&mut reading) {
             Err(e) if e.to_string().contains(want) => {}
             other => failures.push(format!("{op}: {other:?}, not {want}")),
         }
@@ -451,7 +451,7 @@ fn attributes_that_do_not_fit_are_errors() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     let given = [("activations".to_string(), texts(&["hardsigmoid"]))].into();
     let mut reading = Reading::new("RNN", 14, given, vec![None; 3], 1);
-    let op = crate::ops::reader("RNN").unwrap()(&mut reading).unwrap();
+    let op = crate::ops::reader("", "RNN").unwrap()(&mut reading).unwrap();
     let read = &(&*op as &dyn Op).is::<Recurrent>().unwrap().activations;
     assert_eq!(*read, [Activation::HardSigmoid { alpha: 0.2, beta: 0.5 }]);
 }
