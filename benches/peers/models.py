@@ -142,6 +142,12 @@ def bert_block() -> onnx.ModelProto:
     return w.model(normalize(w.op("Add", x, w.linear(gelu, inner, width))), [tokens, width], [tokens, width])
 
 
+def mlp() -> onnx.ModelProto:
+    """Two products with matrices and a ReLU between, of one row a sample: 768, 3072, 768."""
+    w = Writer(0)
+    return w.model(w.linear(w.op("Relu", w.linear("x", 768, 3072)), 3072, 768), [768], [768])
+
+
 MODELS = {
     "resnet18": lambda: resnet((2, 2, 2, 2), bottleneck=False),
     "resnet50": lambda: resnet((3, 4, 6, 3), bottleneck=True),

@@ -45,6 +45,51 @@ def openvino(kind, model, batch, threads):
     return before, lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
 
 
+def torch(_, model, batch, threads):
+    import torch
+
+    before = peak()
+    torch.set_num_threads(threads)
+    nn = torch.nn
+
+    class Block(nn.Module):
+        """The block that `models.bert_block` writes."""
+
+        def __init__(self, width=768, inner=3072):
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+            self.up, self.down, self.norms = nn.Linear(width, inner), nn.Linear(inner, width), nn.ModuleList()
+            self.norms.extend(nn.LayerNorm(width) for _ in range(2))
+
+        def forward(self, x):
+            q, k, v = (f(x).view(*x.shape[:2], 12, 64).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+            x = self.norms[0](x + self.out(y))
+            return self.norms[1](x + self.down(nn.functional.gelu(self.up(x))))
+
+    if model == "mlp":
+        module, shape = nn.Sequential(nn.Linear(768, 3072), nn.ReLU(), nn.Linear(3072, 768)), [batch, 768]
+    else:
+        module, shape = Block(), [batch, 128, 768]
+    best = (float("inf"), None)
+    x = torch.from_numpy(sample(shape))
+    for engine in ("x86", "onednn"):
+        torch.backends.quantized.engine = engine
+        quantized = torch.ao.quantization.quantize_dynamic(module.eval(), {torch.nn.Linear}, torch.qint8)
+
+        def run(quantized=quantized, engine=engine):
+            torch.backends.quantized.engine = engine
+            with torch.inference_mode():
+                quantized(x)
+
+        run()
+        start = time.perf_counter()
+        for _ in range(3):
+            run()
+        best = min(best, (time.perf_counter() - start, run), key=lambda b: b[0])
+    return before, best[1]
+
+
 def sample(shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -55,7 +100,7 @@ def peak():
 
 def main():
     engine, kind, model, batch, threads = sys.argv[1:]
-    before, run = {"onnxruntime": onnxruntime, "openvino": openvino}[engine](kind, model, int(batch), int(threads))
+    before, run = {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}[engine](kind, model, int(batch), int(threads))
     print("ready", before, flush=True)
     for line in sys.stdin:
         warm_up, runs = map(int, line.split())

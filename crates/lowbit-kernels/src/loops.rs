@@ -179,6 +179,15 @@ loops! {
     /// Lengths differ, or are no multiple of those of `scale` and `shift`.
     normalize::layer_norm(x: &[f32], epsilon: f32, scale: &[f32], shift: &[f32], out: &mut [f32]);
 
+    /// For each row of `scale.len()` elements: `out = (x * inverse) as f32 * scale`, with
+    /// `inverse = 1 / sqrt(mean(x^2) + epsilon)` in f64, its sum taken as in
+    /// [`Kernels::softmax`].
+    ///
+    /// # Panics
+    ///
+    /// Lengths differ, or are no multiple of that of `scale`.
+    normalize::rms_norm(x: &[f32], epsilon: f32, scale: &[f32], out: &mut [f32]);
+
     /// The greatest code that each of the output pixels `pixels` sees, channel by
     /// channel; 0 where all taps lie outside the image. `out` holds these pixels only.
     ///

@@ -94,6 +94,22 @@ pub(crate) fn standardize(x: &[f32], row: usize, epsilon: f32, out: &mut [f32]) 
 }
 
 #[inline(always)]
+pub(crate) fn rms_norm(x: &[f32], epsilon: f32, scale: &[f32], out: &mut [f32]) {
+    let row = scale.len();
+    check_rows(x, row, out);
+    if row == 0 {
+        return;
+    }
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+        let mean = sum(x, |x| f64::from(x) * f64::from(x)) / row as f64;
+        let inverse = 1.0 / (mean + f64::from(epsilon)).sqrt();
+        for ((x, out), scale) in x.iter().zip(out).zip(scale) {
+            *out = (f64::from(*x) * inverse) as f32 * scale;
+        }
+    }
+}
+
+#[inline(always)]
 pub(crate) fn layer_norm(x: &[f32], epsilon: f32, scale: &[f32], shift: &[f32], out: &mut [f32]) {
     assert_eq!(scale.len(), shift.len(), "lengths of scale and shift");
     standardize(x, scale.len(), epsilon, out);

@@ -106,6 +106,23 @@ pub(crate) struct Requantizing<'e, 'a> {
     pub(crate) residual: Option<(Residual<'a>, Rounder)>,
 }
 
+/// [`Epilogue`] of [`Output::Rows`], for tiles that dequantize in registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Dequantizing<'e, 'a> {
+    pub(crate) out: &'e mut Grid<'a, f32>,
+    /// What is added to the accumulators of each row; none for 0.
+    pub(crate) terms: &'a [i32],
+    /// Scale and zero point of each row, or those of all.
+    pub(crate) scale: &'a [f32],
+    pub(crate) zero: &'a [i32],
+    pub(crate) sums: &'e [i32; NR],
+    pub(crate) multiplier: &'e [f32; NR],
+    pub(crate) offset: &'e [f32; NR],
+    /// First column of the panel, and the number that exist.
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+}
+
 impl<'a> Epilogue<'a> {
     /// # Panics
     ///
@@ -186,6 +203,26 @@ impl<'a> Epilogue<'a> {
                 column: self.column,
                 width: self.width,
                 residual: residual.map(|r| (r, sum_rounder)),
+            }),
+            _ => None,
+        }
+    }
+
+    /// What a tile of rows with codes of their own needs to dequantize by itself.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn dequantizing(&mut self) -> Option<Dequantizing<'_, 'a>> {
+        match &mut self.output {
+            Output::Rows { scale, zero, out, .. } => Some(Dequantizing {
+                out,
+                terms: self.terms,
+                scale,
+                zero,
+                sums: &self.bias,
+                multiplier: &self.multiplier,
+                offset: &self.offset,
+                column: self.column,
+                width: self.width,
             }),
             _ => None,
         }

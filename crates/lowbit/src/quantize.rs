@@ -9,6 +9,7 @@ mod finding;
 mod fuse;
 mod gptq;
 mod means;
+pub(crate) mod patterns;
 mod placement;
 mod point;
 mod prepare;

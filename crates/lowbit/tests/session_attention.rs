@@ -61,7 +61,7 @@ impl Block {
     fn norm(&mut self, name: &str, x: Var) -> Var {
         let scale = self.0.constant(&format!("{name}_scale"), noise(&[WIDTH], 5));
         let shift = self.0.constant(&format!("{name}_shift"), noise(&[WIDTH], 6));
-        self.apply(name, LayerNormalization { axis: -1, epsilon: 1e-5 }, &[x, scale, shift])
+        self.apply(name, LayerNormalization { axis: -1, epsilon: 1e-5, centred: true }, &[x, scale, shift])
     }
 
     fn scaled(&mut self, name: &str, op: Arithmetic, x: Var, by: f32) -> Var {

@@ -4,12 +4,12 @@ use std::arch::x86_64::*;
 use std::ptr;
 
 use crate::requant::{Residual, Rounder, SHIFT};
-use crate::tile::{Epilogue, Requantizing};
+use crate::tile::{Dequantizing, Epilogue, Requantizing};
 
 /// Columns of one vector.
 const LANES: usize = 8;
 
-/// [`Epilogue::store`]: the same, faster for u8 outputs.
+/// [`Epilogue::store`]: the same, faster for u8 outputs and rows of their own codes.
 ///
 /// Not inlined: one epilogue serves the tiles of every height.
 #[inline(never)]
@@ -20,9 +20,12 @@ pub(super) fn finish<const W: usize>(
     first: usize,
     column: usize,
 ) {
-    match epilogue.requantizing() {
-        Some(to) => requantize(sums, first, column, to),
-        None => epilogue.store(sums, first, column),
+    if let Some(to) = epilogue.requantizing() {
+        requantize(sums, first, column, to);
+    } else if let Some(to) = epilogue.dequantizing() {
+        dequantize(sums, first, column, to);
+    } else {
+        epilogue.store(sums, first, column);
     }
 }
 
@@ -54,6 +57,42 @@ fn requantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to
             let bytes = _mm_add_epi8(low_bytes(_mm256_castps_si256(shifted)), zero);
             // SAFETY: `out` is the row's `lanes` bytes.
             unsafe { store(bytes, out, lanes) };
+            out = out.wrapping_add(stride);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dequantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to: Dequantizing<'_, '_>) {
+    let width = to.width.saturating_sub(column).min(W);
+    for v in 0..width.div_ceil(LANES) {
+        let lanes = (width - v * LANES).min(LANES);
+        let weights = load(&to.sums[column..], v);
+        let multiplier = _mm256_castsi256_ps(load(&to.multiplier[column..], v));
+        let offset = _mm256_castsi256_ps(load(&to.offset[column..], v));
+        let at = to.column + column + v * LANES;
+        let (mut out, stride) = to.out.block(first..first + sums.len(), at, lanes);
+        for (r, sums) in sums.iter().enumerate() {
+            let row = if to.scale.len() == 1 { 0 } else { first + r };
+            let (scale, zero) = (_mm256_set1_ps(to.scale[row]), _mm256_set1_epi32(to.zero[row]));
+            let term = _mm256_set1_epi32(to.terms.get(first + r).copied().unwrap_or(0));
+            let acc = _mm256_add_epi32(load(sums, v), term);
+            let acc = _mm256_sub_epi32(acc, _mm256_mullo_epi32(zero, weights));
+            let y = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_mul_ps(scale, multiplier));
+            let y = _mm256_add_ps(y, offset);
+            match lanes {
+                // SAFETY: `out` is the row's 8 elements.
+                LANES => unsafe { _mm256_storeu_ps(out, y) },
+                _ => {
+                    let mut all = [0.0f32; LANES];
+                    // SAFETY: `all` is 8 elements, and the row has the first `lanes`.
+                    unsafe {
+                        _mm256_storeu_ps(all.as_mut_ptr(), y);
+                        ptr::copy_nonoverlapping(all.as_ptr(), out, lanes);
+                    }
+                }
+            }
             out = out.wrapping_add(stride);
         }
     }

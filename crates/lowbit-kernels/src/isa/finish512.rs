@@ -3,12 +3,12 @@
 use std::arch::x86_64::*;
 
 use crate::requant::{Residual, Rounder, SHIFT};
-use crate::tile::{Epilogue, Requantizing};
+use crate::tile::{Dequantizing, Epilogue, Requantizing};
 
 /// Columns of one vector.
 const LANES: usize = 16;
 
-/// [`Epilogue::store`]: the same, faster for u8 outputs.
+/// [`Epilogue::store`]: the same, faster for u8 outputs and rows of their own codes.
 ///
 /// Not inlined: one epilogue serves the tiles of every height.
 #[inline(never)]
@@ -19,9 +19,12 @@ pub(super) fn finish<const W: usize>(
     first: usize,
     column: usize,
 ) {
-    match epilogue.requantizing() {
-        Some(to) => requantize(sums, first, column, to),
-        None => epilogue.store(sums, first, column),
+    if let Some(to) = epilogue.requantizing() {
+        requantize(sums, first, column, to);
+    } else if let Some(to) = epilogue.dequantizing() {
+        dequantize(sums, first, column, to);
+    } else {
+        epilogue.store(sums, first, column);
     }
 }
 
@@ -53,6 +56,36 @@ fn requantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to
             let bytes = _mm_add_epi8(low_bytes(_mm512_castps_si512(shifted)), zero);
             // SAFETY: `out` is the row's `lanes` bytes.
             unsafe { store(bytes, out, lanes) };
+            out = out.wrapping_add(stride);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dequantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to: Dequantizing<'_, '_>) {
+    let width = to.width.saturating_sub(column).min(W);
+    for v in 0..width.div_ceil(LANES) {
+        let lanes = (width - v * LANES).min(LANES);
+        let weights = load(&to.sums[column..], v);
+        let multiplier = _mm512_castsi512_ps(load(&to.multiplier[column..], v));
+        let offset = _mm512_castsi512_ps(load(&to.offset[column..], v));
+        let at = to.column + column + v * LANES;
+        let (mut out, stride) = to.out.block(first..first + sums.len(), at, lanes);
+        for (r, sums) in sums.iter().enumerate() {
+            let row = if to.scale.len() == 1 { 0 } else { first + r };
+            let (scale, zero) = (_mm512_set1_ps(to.scale[row]), _mm512_set1_epi32(to.zero[row]));
+            let term = _mm512_set1_epi32(to.terms.get(first + r).copied().unwrap_or(0));
+            let acc = _mm512_add_epi32(load(sums, v), term);
+            let acc = _mm512_sub_epi32(acc, _mm512_mullo_epi32(zero, weights));
+            let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_mul_ps(scale, multiplier));
+            let y = _mm512_add_ps(y, offset);
+            match lanes {
+                // SAFETY: `out` is the row's 16 elements.
+                LANES => unsafe { _mm512_storeu_ps(out, y) },
+                // SAFETY: the mask has as many lanes as the row has elements.
+                _ => unsafe { _mm512_mask_storeu_ps(out, mask(lanes), y) },
+            }
             out = out.wrapping_add(stride);
         }
     }

@@ -58,6 +58,12 @@ fn standardized_row(x: &[f32], epsilon: f32) -> Vec<f32> {
     x.iter().map(|x| ((x - mean) * inverse) as f32).collect()
 }
 
+fn rms_row(x: &[f32], epsilon: f32, scale: &[f32]) -> Vec<f32> {
+    let squares: Vec<f64> = x.iter().map(|&x| f64::from(x) * f64::from(x)).collect();
+    let inverse = 1.0 / (sum(&squares) / x.len() as f64 + f64::from(epsilon)).sqrt();
+    x.iter().zip(scale).map(|(&x, scale)| (f64::from(x) * inverse) as f32 * scale).collect()
+}
+
 pub fn softmax_and_norms(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(22);
     for row in ROWS {
@@ -76,6 +82,10 @@ pub fn softmax_and_norms(kernels: &Kernels, failures: &mut Failures) {
             let affine = |(i, x): (usize, &f32)| x * scale[i % row] + shift[i % row];
             let want: Vec<f32> = want.iter().enumerate().map(affine).collect();
             failures.check(kernels, ("layer_norm", row), &bits(&out), &bits(&want));
+
+            kernels.rms_norm(&x, 1e-5, &scale, &mut out);
+            let want: Vec<f32> = x.chunks(row).flat_map(|x| rms_row(x, 1e-5, &scale)).collect();
+            failures.check(kernels, ("rms_norm", row), &bits(&out), &bits(&want));
         }
     }
     kernels.softmax(&[], 0, &mut []);

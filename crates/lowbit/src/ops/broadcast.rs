@@ -35,10 +35,43 @@ pub fn dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
             (x, y) if x == one => Ok(y),
             (x, y) if y == one => Ok(x),
             (x @ Dim::Known(_), Dim::Named(_)) | (Dim::Named(_), x @ Dim::Known(_)) => Ok(x),
-            (Dim::Named(x), Dim::Named(y)) => Ok(Dim::Named(format!("max({x},{y})"))),
+            (Dim::Named(x), Dim::Named(y)) => Ok(Dim::Named(greater(&x, &y))),
             _ => Err(invalid!("shapes {a:?} and {b:?} do not broadcast")),
         })
         .collect()
+}
+
+/// The formula of the greater of two sizes: `max(..)` of all that either is the
+/// greatest of, each once, in order, so that it does not grow with repetition.
+fn greater(a: &str, b: &str) -> String {
+    let mut of: Vec<&str> = terms(a);
+    of.extend(terms(b));
+    of.sort_unstable();
+    of.dedup();
+    if let [one] = of[..] { one.into() } else { format!("max({})", of.join(",")) }
+}
+
+/// The sizes that a formula is the greatest of: itself, unless it is a `max(..)`.
+fn terms(formula: &str) -> Vec<&str> {
+    let Some(inside) = formula.strip_prefix("max(").and_then(|f| f.strip_suffix(')')) else {
+        return vec![formula];
+    };
+    let (mut depth, mut start, mut found) = (0usize, 0, vec![]);
+    for (at, c) in inside.char_indices() {
+        match c {
+            '(' => depth += 1,
+            // The parentheses are of two formulas: `max(a)+max(b)`.
+            ')' if depth == 0 => return vec![formula],
+            ')' => depth -= 1,
+            ',' if depth == 0 => {
+                found.push(&inside[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.push(&inside[start..]);
+    found
 }
 
 /// For each index of `to`, in order, the index in `from` that broadcasts to it.
@@ -53,4 +86,22 @@ pub fn offsets(from: &[usize], to: &[usize]) -> Vec<usize> {
         offsets = offsets.iter().flat_map(step).collect();
     }
     offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greater_of_formulas_names_each_once() {
+        for (a, b, want) in [
+            ("N", "M", "max(M,N)"),
+            ("max(M,N)", "N", "max(M,N)"),
+            ("max(M,max(a,b))", "N", "max(M,N,max(a,b))"),
+            ("max(f(x,y),N)", "max(N,f(x,y))", "max(N,f(x,y))"),
+            ("max(a)+max(b)", "max(a)+max(b)", "max(a)+max(b)"),
+        ] {
+            assert_eq!(greater(a, b), want, "{a} {b}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use super::float;
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, ReadOp, Routine, View, ViewMut, arity, optional,
-    optional_fact,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, ReadOp, Reading, Routine, View, ViewMut, arity,
+    optional, optional_fact,
 };
 use crate::parallel;
 use crate::tensor::{DType, Tensor};
@@ -31,12 +31,9 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
         if r.outputs() > 1 {
             return Err(Error::unsupported("LayerNormalization", "outputs Mean and InvStdDev"));
         }
-        r.only("stash_type", &Attribute::Int(1))?;
-        Ok(Arc::new(LayerNormalization {
-            axis: r.int("axis")?.unwrap_or(-1),
-            epsilon: r.float("epsilon", 1e-5)?,
-        }))
+        layer(r, true)
     }),
+    ("RMSNormalization", |r| layer(r, false)),
     ("GroupNormalization", |r| {
         r.only("stash_type", &Attribute::Int(1))?;
         let groups = r.int("num_groups")?.ok_or_else(|| invalid!("attribute num_groups is missing"))?;
@@ -231,15 +228,24 @@ impl Op for InstanceNormalization {
     }
 }
 
+fn layer(r: &mut Reading, centred: bool) -> Result<Arc<dyn Op>> {
+    r.only("stash_type", &Attribute::Int(1))?;
+    let (axis, epsilon) = (r.int("axis")?.unwrap_or(-1), r.float("epsilon", 1e-5)?);
+    Ok(Arc::new(LayerNormalization { axis, epsilon, centred }))
+}
+
 /// ONNX `LayerNormalization`, first output: the axes from `axis` on are
 /// normalized together. Operands: x, scale, optional B, each of the shape of
-/// the normalized axes or of one element.
+/// the normalized axes or of one element. If not centred `RMSNormalization`,
+/// which takes the mean for 0 and has no B.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerNormalization {
     /// The first normalized axis; negative ones count from the end.
     pub axis: i64,
     /// Added to the variance.
     pub epsilon: f32,
+    /// Whether the mean is subtracted.
+    pub centred: bool,
 }
 
 impl LayerNormalization {
@@ -272,6 +278,7 @@ fn check_layer(name: &str, p: &Fact, normalized: &[Dim]) -> Result<()> {
 #[derive(Debug)]
 struct Layers {
     epsilon: f32,
+    centred: bool,
     /// One for each element of a row, as is `shift`.
     scale: Vec<f32>,
     shift: Vec<f32>,
@@ -284,7 +291,7 @@ impl Layers {
             Ok(if p.len() == 1 { vec![p[0]; size] } else { p.into_owned() })
         };
         let shift = shift.map_or_else(|| Ok(vec![0.0; size]), row)?;
-        Ok(Layers { epsilon: op.epsilon, scale: row(scale)?, shift })
+        Ok(Layers { epsilon: op.epsilon, centred: op.centred, scale: row(scale)?, shift })
     }
 
     fn normalize(&self, x: &[f32], y: &mut [f32]) {
@@ -292,7 +299,10 @@ impl Layers {
         let size = parallel::rows_of_a_task(TASK, n, x.len().checked_div(n).unwrap_or(0)) * n;
         parallel::chunks(y, size, |i, y| {
             let x = &x[i * size..][..y.len()];
-            Kernels::best().layer_norm(x, self.epsilon, &self.scale, &self.shift, y);
+            match self.centred {
+                true => Kernels::best().layer_norm(x, self.epsilon, &self.scale, &self.shift, y),
+                false => Kernels::best().rms_norm(x, self.epsilon, &self.scale, y),
+            }
         });
     }
 }
@@ -306,16 +316,16 @@ impl Routine for Layers {
 
 impl Op for LayerNormalization {
     fn name(&self) -> &'static str {
-        "LayerNormalization"
+        if self.centred { "LayerNormalization" } else { "RMSNormalization" }
     }
 
     fn opset(&self) -> i64 {
-        17
+        if self.centred { 17 } else { 23 }
     }
 
     fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(inputs, 2, 3)?;
-        float::common("LayerNormalization", inputs)?;
+        arity(inputs, 2, 2 + usize::from(self.centred))?;
+        float::common(self.name(), inputs)?;
         let x = inputs[0];
         let normalized = &x.shape[self.first(x.rank())?..];
         check_layer("Scale", inputs[1], normalized)?;

@@ -1,11 +1,12 @@
 //! A graph with points in it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::dynamic::{DynamicOp, dynamic_operands};
 use super::gptq::InputMoments;
 use super::means::InputMeans;
+use super::patterns::{Function, Pattern, patterns};
 use super::placement::{Placement, operands, weight};
 use super::point::{Point, PointOp, Role};
 use crate::error::Result;
@@ -39,6 +40,8 @@ pub(super) struct Watch {
 /// point between input and output; an activation function right after an
 /// operator belongs to it. Weights are observed here, once.
 ///
+/// The parts of a normalization that is spelled out stay in float.
+///
 /// Where activations are quantized by the ranges of each run, or not at all,
 /// only weights get points, and nothing needs to be observed.
 ///
@@ -47,6 +50,7 @@ pub(super) struct Watch {
 /// observed (NaN); the error names rule and node.
 pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
     let configs = mapping.resolve(graph)?;
+    let configs = in_float(graph, configs);
     let placement = Placement::new(graph, &configs);
     let by_node: HashMap<Var, _> = graph.applied().map(|(v, ..)| v).zip(configs.iter().copied()).collect();
     let mut preparing = Preparing {
@@ -77,6 +81,16 @@ pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
             .collect()
     })?;
     Ok(Prepared::watching(prepared, preparing.points))
+}
+
+/// The configurations, none for the parts of a normalization that is spelled
+/// out: squares and their means need more than 8 bits.
+fn in_float<'a>(graph: &Graph, mut configs: Vec<Option<&'a QConfig>>) -> Vec<Option<&'a QConfig>> {
+    let normalizes = |p: &Pattern| matches!(p.function, Function::RootMeanSquare { .. });
+    let parts: HashSet<Var> = patterns(graph).into_iter().filter(normalizes).flat_map(|p| p.values).collect();
+    let nodes = graph.applied().zip(&mut configs);
+    nodes.filter(|((v, ..), _)| parts.contains(v)).for_each(|(_, config)| *config = None);
+    configs
 }
 
 struct Preparing<'a> {

@@ -12,6 +12,7 @@ mod layout;
 mod lines;
 mod means;
 mod residual;
+mod spelled;
 mod tables;
 mod transposed;
 mod weights;
@@ -55,6 +56,7 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
     let lowered = means::of_codes(&residual::fold_additions(&lowered)?)?;
     let lowered = transposed::read_in_place(&lowered)?;
     let report = lowering.report(&lowered);
+    let lowered = spelled::in_one(&lowered)?;
     Ok((images::channels_last_images(&lowered)?, report))
 }
 

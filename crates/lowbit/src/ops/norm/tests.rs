@@ -58,14 +58,14 @@ fn normalizations_equal_their_definitions() {
     for (axis, size) in [(-1, 5), (2, 15), (-3, 90), (0, 180)] {
         let shape = &x.shape()[(axis + 4) as usize % 4..];
         let (s, b) = (random(shape, 2), random(shape, 3));
-        let op = LayerNormalization { axis, epsilon: 1e-5 };
+        let op = LayerNormalization { axis, epsilon: 1e-5, centred: true };
         let want = naive(xs, &slice(&s), &slice(&b), |i| i / size, |i| i % size);
         assert_close(&eval(&op, &[&x, &s, &b]), &want, &op);
         let zero = vec![0.0; size];
         let want = naive(xs, &slice(&s), &zero, |i| i / size, |i| i % size);
         assert_close(&eval(&op, &[&x, &s]), &want, &op);
     }
-    let op = LayerNormalization { axis: -1, epsilon: 1e-5 };
+    let op = LayerNormalization { axis: -1, epsilon: 1e-5, centred: true };
     let want = naive(xs, &[2.0], &[0.0], |i| i / 5, |_| 0);
     assert_close(&eval(&op, &[&x, &Tensor::vector(vec![2.0f32])]), &want, &op);
 }
@@ -164,7 +164,8 @@ fn readers_take_every_attribute() {
 
 #[test]
 fn operands_that_do_not_fit_are_errors() {
-    let (batch, layer) = (BatchNormalization { epsilon: 0.0 }, LayerNormalization { axis: 1, epsilon: 0.0 });
+    let (batch, layer) =
+        (BatchNormalization { epsilon: 0.0 }, LayerNormalization { axis: 1, epsilon: 0.0, centred: true });
     let group = GroupNormalization { groups: 4, per_group: false, epsilon: 0.0 };
     let instance = InstanceNormalization { epsilon: 0.0 };
     let cases: [(&dyn Op, &[&[usize]], &str); 8] = [
@@ -173,7 +174,7 @@ fn operands_that_do_not_fit_are_errors() {
         (&batch, &[&[1, 3], &[3]], "takes 5 inputs"),
         (&instance, &[&[1, 3, 5], &[2], &[3]], "scale must have shape [3]"),
         (&layer, &[&[2, 3, 4], &[3]], "not supported"),
-        (&LayerNormalization { axis: 3, epsilon: 0.0 }, &[&[2, 3, 4], &[4]], "axis 3"),
+        (&LayerNormalization { axis: 3, epsilon: 0.0, centred: true }, &[&[2, 3, 4], &[4]], "axis 3"),
         (&group, &[&[1, 6, 2], &[6], &[6]], "6 channels"),
         (&group, &[&[1, 8, 2], &[4], &[8]], "scale must have shape [8]"),
     ];
