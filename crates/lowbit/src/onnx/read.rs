@@ -28,8 +28,12 @@ use crate::tensor::{Tensor, element_count};
 /// The opsets of the standard domain that are read.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
 
-/// How deep bodies and functions may be nested in one another.
-const DEEPEST: usize = 32;
+/// How deep bodies may be nested in one another: a body is read again for each
+/// change of what the loops around it carry.
+const DEEPEST_BODY: usize = 10;
+
+/// How deep calls of functions may be nested in one another.
+const DEEPEST_CALL: usize = 32;
 
 /// How many nodes of bodies and functions are read, those that are read again
 /// with other shapes or called again counted again: a small file cannot grow
@@ -105,8 +109,8 @@ struct Scope<'a> {
     /// The functions that are being read, and the attributes of the innermost call.
     calls: Vec<&'a FunctionProto>,
     attributes: Rc<HashMap<&'a str, AttributeProto>>,
-    /// The number of bodies and functions around it.
-    depth: usize,
+    /// The number of bodies around it.
+    bodies: usize,
 }
 
 struct Reader<'a> {
@@ -152,7 +156,7 @@ impl<'a> Reader<'a> {
 
     fn nodes(&mut self, nodes: &'a [NodeProto]) -> Result<()> {
         for node in in_order(nodes, &self.values)? {
-            if self.scope.depth > 0 {
+            if self.scope.bodies > 0 || !self.scope.calls.is_empty() {
                 let left = self.file.left.get().checked_sub(1);
                 let left = left.ok_or_else(|| {
                     invalid!("bodies and functions come to more than {NESTED_NODES} nodes").at(place(node))
@@ -162,14 +166,6 @@ impl<'a> Reader<'a> {
             self.node(node).map_err(|e| e.at(place(node)))?;
         }
         Ok(())
-    }
-
-    /// The scope one level further in.
-    fn deeper(&self) -> Result<Scope<'a>> {
-        if self.scope.depth == DEEPEST {
-            return Err(invalid!("bodies and functions are nested more than {DEEPEST} deep"));
-        }
-        Ok(Scope { depth: self.scope.depth + 1, ..self.scope.clone() })
     }
 
     /// The name in the graph of what the file calls `name`.
@@ -201,10 +197,7 @@ impl<'a> Reader<'a> {
         let named = node.output.iter().rposition(|o| !o.is_empty()).map_or(0, |i| i + 1);
         let outputs: Vec<String> = node.output[..named].iter().map(|o| self.name(o)).collect();
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        let name = match node.name() {
-            "" => outputs.iter().find(|o| !o.is_empty()).copied().unwrap_or_default().to_string(),
-            name => format!("{}{name}", self.scope.prefix),
-        };
+        let name = format!("{}{}", self.scope.prefix, place(node));
         let made = match (domain, node.op_type()) {
             ("", "If") => self.branch(node, &name, &inputs, &outputs)?,
             ("", "Loop") => self.repeat(node, &name, &inputs, &outputs)?,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lowbit_onnx::proto::{GraphProto, NodeProto, ValueInfoProto, attribute_proto::AttributeType, type_proto};
 
 use super::order::captured;
-use super::{Reader, Scope, kind};
+use super::{DEEPEST_BODY, Reader, Scope, kind};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Builder, Graph, Var};
 use crate::op::{Attribute, Fact};
@@ -175,7 +175,11 @@ impl<'a> Reader<'a> {
         facts: &[Fact],
         captured: &[(&'a str, Var)],
     ) -> Result<Graph> {
-        let scope = Scope { renamed: HashMap::new(), ..self.deeper()? };
+        let bodies = self.scope.bodies + 1;
+        if bodies > DEEPEST_BODY {
+            return Err(invalid!("branches and loops are nested more than {DEEPEST_BODY} deep"));
+        }
+        let scope = Scope { renamed: HashMap::new(), bodies, ..self.scope.clone() };
         let mut reader =
             Reader { file: self.file, scope, builder: Builder::default(), values: HashMap::new() };
         let outputs = reader.whole(graph, |reader, inputs| {

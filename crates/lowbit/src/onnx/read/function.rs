@@ -7,7 +7,7 @@ use lowbit_onnx::proto::{
     AttributeProto, FunctionProto, ModelProto, NodeProto, attribute_proto::AttributeType,
 };
 
-use super::{Reader, Scope, kind, opsets, plain};
+use super::{DEEPEST_CALL, Reader, Scope, kind, opsets, plain};
 use crate::error::{Error, Result, invalid};
 use crate::graph::Var;
 
@@ -57,6 +57,9 @@ impl<'a> Reader<'a> {
             )
             .at(place()));
         }
+        if self.scope.calls.len() == DEEPEST_CALL {
+            return Err(invalid!("functions call one another more than {DEEPEST_CALL} deep").at(place()));
+        }
         let mut calls = self.scope.calls.clone();
         calls.push(function);
         let renamed = function.output.iter().zip(outputs).filter(|(_, o)| !o.is_empty());
@@ -66,7 +69,7 @@ impl<'a> Reader<'a> {
             renamed: renamed.map(|(inner, outer)| (inner.as_str(), (*outer).to_string())).collect(),
             attributes: Rc::new(self.arguments(node, function)?),
             calls,
-            ..self.deeper()?
+            bodies: self.scope.bodies,
         };
         let scope = std::mem::replace(&mut self.scope, scope);
         let values = std::mem::take(&mut self.values);
