@@ -22,7 +22,19 @@ class Maker:
     def f32(self, *shape):
         return (self.random.standard_normal(shape) * 0.5).astype(np.float32)
 
-    def add(self, name, opset, nodes, inputs, outputs, constants=(), ir=None, initializers_are_inputs=False):
+    def add(
+        self,
+        name,
+        opset,
+        nodes,
+        inputs,
+        outputs,
+        constants=(),
+        ir=None,
+        initializers_are_inputs=False,
+        functions=(),
+        imports=None,
+    ):
         """One model. `inputs`: name to array, its first dimension is the batch; `outputs`: name to (type, rank)."""
         constants = [
             value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), key)
@@ -40,8 +52,9 @@ class Maker:
         for index, item in enumerate(nodes):
             item.name = f"{item.op_type}_{index}"
         graph = helper.make_graph(nodes, name, graph_inputs, graph_outputs, constants)
-        imports = [helper.make_opsetid("", opset)]
+        imports = imports or [helper.make_opsetid("", opset)]
         # IR version 3 lists initializers among the inputs; 10 is what opsets up to 22 need at most.
         version = ir or (8 if opset <= 17 else 10)
         model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lowbit-fixtures")
+        model.functions.extend(functions)
         self.made.append((f"{name}_{opset}", model, inputs))

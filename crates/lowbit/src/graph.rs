@@ -1,5 +1,6 @@
 //! The graph: values in evaluation order, never edited, only rebuilt.
 
+mod bodies;
 mod builder;
 mod dump;
 mod names;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use builder::Builder;
+pub(crate) use names::is_same;
 
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op};
@@ -178,20 +180,33 @@ impl Graph {
     fn replay(
         &self,
         input: impl Fn(&Fact, usize) -> Fact,
-        mut f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
+        f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Graph> {
         let mut b = Builder::default();
+        let given = |b: &mut Builder, i: usize, v: &Value| b.input(&v.name, input(&v.fact, i));
+        let made = self.replay_onto(&mut b, given, f)?;
+        self.finished(b, made)
+    }
+
+    /// Replays the graph onto another one, in which `input(b, i, value)` is what
+    /// input `i` reads. Returns the outputs.
+    fn replay_onto(
+        &self,
+        b: &mut Builder,
+        mut input: impl FnMut(&mut Builder, usize, &Value) -> Var,
+        mut f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
+    ) -> Result<Vec<Var>> {
         let mut new: Vec<Vec<Var>> = Vec::with_capacity(self.nodes.len());
         for (var, node) in self.nodes() {
             let rebuilt = match &node.kind {
                 Kind::Input => {
                     let i = self.inputs.iter().position(|v| *v == var).unwrap_or(usize::MAX);
-                    vec![b.input(&node.name, input(&node.outputs[0].fact, i))]
+                    vec![input(b, i, &node.outputs[0])]
                 }
                 Kind::Const(t) => vec![b.constant(&node.outputs[0].name, t.clone())],
                 Kind::Apply { inputs, .. } => {
                     let inputs: Vec<Var> = inputs.iter().map(|v| new[v.node][v.slot]).collect();
-                    f(&mut b, var, node, &inputs)?
+                    f(b, var, node, &inputs)?
                 }
             };
             if rebuilt.len() != node.outputs.len() {
@@ -204,7 +219,12 @@ impl Graph {
             }
             new.push(rebuilt);
         }
-        let mut graph = b.finish(self.outputs.iter().map(|(name, v)| (name.clone(), new[v.node][v.slot])))?;
+        Ok(self.outputs.iter().map(|(_, v)| new[v.node][v.slot]).collect())
+    }
+
+    /// The graph that `b` has built, with the names and metadata of this one.
+    fn finished(&self, b: Builder, outputs: Vec<Var>) -> Result<Graph> {
+        let mut graph = b.finish(self.outputs.iter().map(|(name, _)| name.clone()).zip(outputs))?;
         graph.name.clone_from(&self.name);
         graph.metadata.clone_from(&self.metadata);
         Ok(graph)

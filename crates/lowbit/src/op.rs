@@ -5,8 +5,10 @@ mod routine;
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Result, invalid};
+use crate::graph::Graph;
 use crate::tensor::buffers::recycle;
 use crate::tensor::{DType, Tensor};
 
@@ -25,6 +27,19 @@ pub enum Dim {
 }
 
 impl Dim {
+    /// A size that follows from nothing known before the run, in what
+    /// [`Op::infer`] returns. [`Builder`](crate::graph::Builder) names it after
+    /// the value that has it: `any(y.0)` is that of dimension 0 of `y`.
+    pub fn unknown() -> Dim {
+        Dim::Named("any()".into())
+    }
+
+    /// The name of the size of dimension `axis` of `value`, which follows from
+    /// nothing else.
+    pub(crate) fn any(value: &str, axis: usize) -> Dim {
+        Dim::Named(format!("any({value}.{axis})"))
+    }
+
     /// The size, if it is fixed.
     pub fn known(&self) -> Option<usize> {
         match self {
@@ -159,6 +174,7 @@ pub enum Attribute {
     Floats(Vec<f32>),
     Texts(Vec<String>),
     Tensor(Tensor),
+    Graph(Graph),
 }
 
 /// Attributes in the order in which they are written.
@@ -265,6 +281,43 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// them, where opsets differ.
     fn written(&self, _opset: i64) -> (Attributes, Vec<Tensor>) {
         (self.attributes(), vec![])
+    }
+
+    /// The graphs that the operator runs. The last [`Op::captured`] inputs of
+    /// each are the last operands of the node: values of the graph around it.
+    fn bodies(&self) -> &[Graph] {
+        &[]
+    }
+
+    /// How many operands, the last ones, the bodies capture.
+    fn captured(&self) -> usize {
+        0
+    }
+
+    /// The same operator with these bodies, of which the last `captured` inputs
+    /// are captured.
+    ///
+    /// # Errors
+    /// If they do not fit the operator.
+    fn with_bodies(&self, _bodies: Vec<Graph>, _captured: usize) -> Result<Arc<dyn Op>> {
+        Err(invalid!("{} has no bodies", self.name()))
+    }
+
+    /// The operator with its bodies made for operands of these types and
+    /// shapes; nothing where they are already.
+    ///
+    /// # Errors
+    /// If the operands do not fit the bodies.
+    fn fitted(&self, _inputs: &[&Fact]) -> Result<Option<Arc<dyn Op>>> {
+        Ok(None)
+    }
+
+    /// What the operator computes, in operators of the standard domain: files
+    /// that hold an operator of a domain of its own hold this function beside
+    /// it, so that every runtime can run them. The inputs of the graph are those
+    /// of the node, left-out ones included.
+    fn function(&self, _inputs: &[&Fact]) -> Option<Result<Graph>> {
+        None
     }
 
     /// How its neighbours are quantized.

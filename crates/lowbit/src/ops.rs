@@ -8,6 +8,7 @@ pub mod broadcast;
 pub mod cast;
 pub mod clip;
 pub mod compare;
+pub mod control;
 pub mod conv;
 pub mod conv_transpose;
 pub mod einsum;

@@ -20,6 +20,7 @@ pub use convert::Converted;
 pub use dynamic::quantize_dynamic;
 pub use finding::Finding;
 pub use fuse::fuse;
+pub(crate) use fuse::fuse_outside;
 pub use gptq::InputMoments;
 pub use means::InputMeans;
 pub use point::{Point, PointOp, Role};

@@ -1,5 +1,6 @@
 //! The int8 engine: a Q/DQ graph compiled once, run many times.
 
+mod bodies;
 mod clamped;
 mod codes;
 mod fastest;
@@ -22,9 +23,7 @@ use lowbit_kernels::Kernels;
 use self::plan::{Memory, Plan};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Node, Var};
-use crate::op::Op;
 use crate::parallel::with_threads_awake;
-use crate::quantize::fuse;
 use crate::tensor::{DType, Tensor};
 
 /// Sets of input shapes whose plans are kept.
@@ -58,7 +57,8 @@ struct Planned {
 
 impl Session {
     /// Compiles a Q/DQ graph, made by lowbit or another tool. A float graph
-    /// compiles too, and runs in float, with what [`fuse`] folds folded.
+    /// compiles too, and runs in float, with what [`fuse`](crate::quantize::fuse)
+    /// folds folded. So do the bodies of branches and loops.
     ///
     /// # Errors
     /// If an operator cannot be lowered for a reason that is an error in the
@@ -71,14 +71,7 @@ impl Session {
     /// [`Session::compile`], with what is known beforehand of why nodes stay in float.
     fn compiled(graph: &Graph, reasons: HashMap<String, String>) -> Result<Session> {
         Kernels::select().map_err(Error::Invalid)?;
-        let quantized = |op: &dyn Op| op.name().ends_with("QuantizeLinear");
-        let folded = match graph.applied().any(|(_, _, op, _)| quantized(&**op)) {
-            true => None,
-            false => Some(fuse(graph)?),
-        };
-        let (lowered, report) = lower::lower(folded.as_ref().unwrap_or(graph), reasons)?;
-        let graph = float::matmul::pack_products(&clamped::fold_clamps(&lowered)?)?;
-        let graph = float::recurrent::pack_recurrent(&graph)?;
+        let (graph, report) = bodies::compiled(graph, reasons)?;
         Ok(Session { graph, report, plans: Mutex::default() })
     }
 

@@ -85,16 +85,6 @@ fn text(name: &str, s: &str) -> AttributeProto {
     }
 }
 
-fn subgraph(name: &str) -> AttributeProto {
-    let kind = AttributeType::Graph.into();
-    AttributeProto {
-        name: Some(name.into()),
-        g: Some(GraphProto::default().into()),
-        r#type: Some(kind),
-        ..AttributeProto::default()
-    }
-}
-
 fn floats(name: &str, dims: &[i64]) -> TensorProto {
     let n = dims.iter().product::<i64>().max(0) as usize;
     TensorProto {
@@ -285,16 +275,6 @@ fn cases() -> Vec<(&'static str, ModelProto, &'static [&'static str])> {
                 vec![integers("n", &[0, 0, 0, 0])],
             ),
             &["p", "Pad", "sideways"],
-        ),
-        (
-            "If",
-            applied(with(node("if1", "If", &["x"], &["y"]), subgraph("then_branch")), vec![]),
-            &["if1", "operator If", "not supported"],
-        ),
-        (
-            "Loop",
-            applied(with(node("loop1", "Loop", &["x"], &["y"]), subgraph("body")), vec![]),
-            &["loop1", "operator Loop", "not supported"],
         ),
         (
             "external data above the folder",

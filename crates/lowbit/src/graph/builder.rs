@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Graph, Kind, Node, Value, Var, names};
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op};
+use crate::ops::control::If;
 use crate::ops::shape::Identity;
 use crate::tensor::{DType, Tensor, element_count};
 
@@ -22,7 +23,7 @@ const FOLDED_PER_STORED: u64 = 8;
 /// applied, and evaluated where its operands are constant.
 pub struct Builder {
     graph: Graph,
-    absent: Option<Var>,
+    pub(super) absent: Option<Var>,
     /// What may still be spent on results of constant operands.
     budget: u64,
 }
@@ -100,6 +101,13 @@ impl Builder {
         inputs: &[Var],
         outputs: &[&str],
     ) -> Result<Vec<Var>> {
+        if let Some(branch) = op.is::<If>() {
+            let operands: Vec<&Fact> = inputs.iter().map(|v| self.fact(*v)).collect();
+            if let Some(taken) = branch.taken(&operands) {
+                return self.splice(taken, &inputs[1..], outputs);
+            }
+        }
+        let (op, inputs) = self.fitted(op, inputs)?;
         // Left-out operands at the end are no operands.
         let given = inputs.iter().rposition(|v| Some(*v) != self.absent).map_or(0, |last| last + 1);
         let inputs = &inputs[..given];
@@ -109,7 +117,11 @@ impl Builder {
             return Err(invalid!("{} has {} outputs, not {}", op.name(), facts.len(), outputs.len()));
         }
         facts.truncate(outputs.len());
-        for fact in &facts {
+        for (fact, output) in facts.iter_mut().zip(outputs) {
+            let value = if output.is_empty() { name } else { output };
+            for (axis, d) in fact.shape.iter_mut().enumerate().filter(|(_, d)| **d == Dim::unknown()) {
+                *d = Dim::any(value, axis);
+            }
             // Named dimensions are 1 at least.
             let least: Vec<usize> = fact.shape.iter().map(|d| d.known().unwrap_or(1)).collect();
             element_count(&least).map_err(|e| e.at(op.name()))?;
@@ -200,11 +212,16 @@ impl Builder {
             } else {
                 self.apply(&name, Arc::new(Identity), &[v])?
             };
-            self.graph.nodes[v.node].outputs[v.slot].name.clone_from(&name);
+            self.rename(v, &name);
             renamed.insert(v);
             self.graph.outputs.push((name, v));
         }
-        Ok(names::unique(sweep(self.graph)))
+        names::unique(sweep(self.graph))
+    }
+
+    /// Gives the value `v` of an operator another name.
+    pub(super) fn rename(&mut self, v: Var, name: &str) {
+        self.graph.nodes[v.node].outputs[v.slot].name = name.into();
     }
 
     fn push(&mut self, name: String, kind: Kind, outputs: Vec<(String, Fact)>) -> Var {

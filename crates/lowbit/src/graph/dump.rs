@@ -14,7 +14,16 @@ impl fmt::Display for Graph {
             match &node.kind {
                 Kind::Input => writeln!(f, "{made} = input")?,
                 Kind::Const(_) => writeln!(f, "{made} = constant")?,
-                Kind::Apply { op, inputs } => writeln!(f, "{made} = {}({})", op.name(), names(inputs))?,
+                Kind::Apply { op, inputs } => {
+                    writeln!(f, "{made} = {}({})", op.name(), names(inputs))?;
+                    for line in op
+                        .bodies()
+                        .iter()
+                        .flat_map(|b| b.to_string().lines().map(str::to_owned).collect::<Vec<_>>())
+                    {
+                        writeln!(f, "    {line}")?;
+                    }
+                }
             }
         }
         let outputs: Vec<String> =

@@ -1,12 +1,25 @@
-//! Value names, unique in a finished graph.
+//! Value names, unique in a finished graph, and different in its bodies from
+//! those of the graphs around them.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Graph, Var};
+use super::{Graph, Kind, Var};
+use crate::error::Result;
+use crate::tensor::Tensor;
 
 /// Gives values that share a name a suffix each (`_1`, `_2` ...). Inputs and
 /// outputs keep theirs; of the others the first does.
-pub fn unique(mut graph: Graph) -> Graph {
+///
+/// In the bodies of operators, inputs that capture a value have its name, and
+/// other values get a suffix where a graph around them has their name; a
+/// constant that is the same there keeps it.
+pub fn unique(graph: Graph) -> Result<Graph> {
+    let mut graph = in_one_graph(graph);
+    name_bodies(&mut graph, &HashMap::new())?;
+    Ok(graph)
+}
+
+fn in_one_graph(mut graph: Graph) -> Graph {
     let mut next: HashMap<String, usize> = HashMap::new();
     let fixed: HashSet<Var> =
         graph.inputs.iter().copied().chain(graph.outputs.iter().map(|(_, v)| *v)).collect();
@@ -41,4 +54,80 @@ fn free(next: &mut HashMap<String, usize>, name: &str) -> String {
     next.insert(name.to_string(), n);
     next.insert(candidate.clone(), 1);
     candidate
+}
+
+/// The names that a body sees, with the constants that have them.
+type Visible = HashMap<String, Option<Tensor>>;
+
+fn name_bodies(graph: &mut Graph, outside: &Visible) -> Result<()> {
+    if !graph.has_bodies() {
+        return Ok(());
+    }
+    let mut visible = outside.clone();
+    for (v, node) in graph.nodes() {
+        let constant = graph.constant(v).cloned();
+        visible.extend(node.outputs.iter().map(|o| (o.name.clone(), constant.clone())));
+    }
+    for i in 0..graph.nodes.len() {
+        let Kind::Apply { op, inputs } = &graph.nodes[i].kind else { continue };
+        if op.bodies().is_empty() {
+            continue;
+        }
+        let captured = &inputs[inputs.len() - op.captured().min(inputs.len())..];
+        let captured: Vec<&str> = captured.iter().map(|v| graph.value(*v).name.as_str()).collect();
+        let bodies = op.bodies().iter().map(|body| named_apart(body.clone(), &captured, &visible));
+        let op = op.with_bodies(bodies.collect::<Result<_>>()?, captured.len())?;
+        if let Kind::Apply { op: old, .. } = &mut graph.nodes[i].kind {
+            *old = op;
+        }
+    }
+    Ok(())
+}
+
+/// A body whose last inputs are named `captured`, and whose other values have
+/// names that are not visible.
+fn named_apart(mut body: Graph, captured: &[&str], visible: &Visible) -> Result<Graph> {
+    let from = body.inputs.len() - captured.len();
+    let names = body.nodes.iter().flat_map(|n| n.outputs.iter().map(|o| o.name.clone()));
+    let mut next: HashMap<String, usize> =
+        names.chain(visible.keys().cloned()).map(|name| (name, 1)).collect();
+    for node in 0..body.nodes.len() {
+        for slot in 0..body.nodes[node].outputs.len() {
+            let v = Var { node, slot };
+            let name = &body.value(v).name;
+            let new = match body.inputs.iter().position(|i| *i == v).and_then(|i| i.checked_sub(from)) {
+                Some(i) => captured[i].to_string(),
+                None if name.is_empty() || !is_taken(&body, v, visible) => continue,
+                None => free(&mut next, name),
+            };
+            let made = &mut body.nodes[node];
+            if matches!(made.kind, Kind::Input) {
+                made.name.clone_from(&new);
+            }
+            made.outputs[slot].name = new;
+        }
+    }
+    let outputs = body.outputs.iter().map(|(_, v)| (body.value(*v).name.clone(), *v)).collect();
+    body.outputs = outputs;
+    name_bodies(&mut body, visible)?;
+    Ok(body)
+}
+
+/// Whether the name of `v` is that of another value outside.
+fn is_taken(body: &Graph, v: Var, visible: &Visible) -> bool {
+    let is_output = body.outputs.iter().any(|(_, o)| *o == v);
+    match (visible.get(&body.value(v).name), body.constant(v)) {
+        (None, _) => false,
+        (Some(Some(outside)), Some(t)) if !is_output => !is_same(outside, t),
+        _ => true,
+    }
+}
+
+/// Whether two constants are the same.
+pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
+    let shared = match (a.slice::<f32>(), b.slice::<f32>()) {
+        (Ok(x), Ok(y)) => std::ptr::eq(x, y),
+        _ => false,
+    };
+    (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && (shared || a == b)
 }

@@ -1,54 +1,65 @@
 //! ModelProto to Graph.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod body;
+mod function;
+mod order;
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 
 use lowbit_onnx::Model;
 use lowbit_onnx::proto::{
-    AttributeProto, NodeProto, ValueInfoProto, attribute_proto::AttributeType,
-    tensor_shape_proto::dimension::Value as DimValue, type_proto,
+    AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
+    attribute_proto::AttributeType, tensor_shape_proto::dimension::Value as DimValue, type_proto,
 };
 
+use self::function::{Functions, functions};
+use self::order::{in_order, place};
 use super::elements;
 use super::expand::{self, Abbreviated};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Builder, Graph, Var};
-use crate::op::{Attribute, Dim, Fact, Reading};
+use crate::op::{Attribute, Dim, Fact, ReadOp, Reading};
 use crate::ops;
 use crate::tensor::{Tensor, element_count};
 
 /// The opsets of the standard domain that are read.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
 
+/// How deep bodies may be nested in one another: a body is read again for each
+/// change of what the loops around it carry.
+const DEEPEST_BODY: usize = 10;
+
+/// How deep calls of functions may be nested in one another.
+const DEEPEST_CALL: usize = 32;
+
+/// How many nodes of bodies and functions are read, those that are read again
+/// with other shapes or called again counted again: a small file cannot grow
+/// without bound.
+const NESTED_NODES: usize = 1 << 18;
+
 /// The graph of a model.
 pub fn graph(model: &Model) -> Result<Graph> {
     let proto = model.proto();
-    let opsets = opsets(proto)?;
-    let file = model.graph();
-    if let Some(t) = file.sparse_initializer.first() {
-        let name = t.values.as_ref().map_or("", |v| v.name());
-        return Err(Error::unsupported("sparse initializer", name));
-    }
-    let mut reader = Reader { model, opsets, builder: Builder::default(), values: HashMap::new() };
-    reader.inputs_and_constants()?;
-    for node in in_order(&file.node, &reader.values)? {
-        let place = place(node);
-        reader.node(node).map_err(|e| e.at(place))?;
-    }
-    let outputs: Vec<(String, Var)> = file
-        .output
-        .iter()
-        .map(|o| match reader.values.get(o.name()) {
-            _ if o.name().is_empty() => Err(invalid!("an output has no name")),
-            Some(v) => Ok((o.name().to_string(), *v)),
-            None => Err(invalid!("nothing makes it").at(format!("output {}", o.name()))),
-        })
-        .collect::<Result<_>>()?;
+    let scope = Scope { opsets: opsets(&proto.opset_import)?, ..Scope::default() };
+    let file = File { model, functions: functions(proto)?, left: Cell::new(NESTED_NODES) };
+    let mut reader = Reader { file: &file, scope, builder: Builder::default(), values: HashMap::new() };
+    let outputs = reader.whole(model.graph(), |reader, inputs| {
+        for input in inputs {
+            let fact = input_fact(input).map_err(|e| e.at(format!("input {}", input.name())))?;
+            let v = reader.builder.input(input.name(), fact);
+            reader.define(input.name(), v)?;
+        }
+        Ok(())
+    })?;
     if outputs.is_empty() {
         return Err(invalid!("the model has no output"));
     }
     let mut graph = reader.builder.finish(outputs)?;
-    if !file.name().is_empty() {
-        graph.name = file.name().to_string();
+    if !model.graph().name().is_empty() {
+        graph.name = model.graph().name().to_string();
     }
     graph.metadata =
         proto.metadata_props.iter().map(|p| (p.key().to_string(), p.value().to_string())).collect();
@@ -56,10 +67,10 @@ pub fn graph(model: &Model) -> Result<Graph> {
 }
 
 /// The opset of each domain.
-fn opsets(proto: &lowbit_onnx::proto::ModelProto) -> Result<HashMap<String, i64>> {
+fn opsets(imports: &[OperatorSetIdProto]) -> Result<Rc<HashMap<String, i64>>> {
     let mut found = HashMap::new();
-    for import in &proto.opset_import {
-        let domain = if import.domain() == "ai.onnx" { "" } else { import.domain() };
+    for import in imports {
+        let domain = plain(import.domain());
         if domain.is_empty() && !OPSETS.contains(&import.version()) {
             let (least, greatest) = (OPSETS.start(), OPSETS.end());
             return Err(Error::unsupported(
@@ -71,95 +82,99 @@ fn opsets(proto: &lowbit_onnx::proto::ModelProto) -> Result<HashMap<String, i64>
         }
         found.insert(domain.to_string(), import.version());
     }
-    Ok(found)
+    Ok(Rc::new(found))
 }
 
-/// A node's name, or where it has none, that of its first output.
-fn place(node: &NodeProto) -> String {
-    match (node.name(), node.output.iter().find(|o| !o.is_empty())) {
-        ("", Some(output)) => output.clone(),
-        (name, _) => name.to_string(),
-    }
+/// A domain's name: the standard one is empty.
+fn plain(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
 }
 
-/// The nodes so that each comes after those whose values it reads, otherwise
-/// in the file's order.
-fn in_order<'a>(nodes: &'a [NodeProto], given: &HashMap<String, Var>) -> Result<Vec<&'a NodeProto>> {
-    let mut made: HashSet<&str> = given.keys().map(String::as_str).collect();
-    let mut readers: HashMap<&str, Vec<usize>> = HashMap::new();
-    let mut missing = vec![0usize; nodes.len()];
-    for (i, node) in nodes.iter().enumerate() {
-        let unmade: HashSet<&str> =
-            node.input.iter().map(String::as_str).filter(|n| !n.is_empty() && !made.contains(n)).collect();
-        missing[i] = unmade.len();
-        for name in unmade {
-            readers.entry(name).or_default().push(i);
-        }
-    }
-    let mut ready: BTreeSet<usize> = (0..nodes.len()).filter(|&i| missing[i] == 0).collect();
-    let mut sorted = Vec::with_capacity(nodes.len());
-    while let Some(i) = ready.pop_first() {
-        sorted.push(&nodes[i]);
-        for output in nodes[i].output.iter().map(String::as_str) {
-            if made.insert(output) {
-                for &reader in readers.get(output).into_iter().flatten() {
-                    missing[reader] -= 1;
-                    if missing[reader] == 0 {
-                        ready.insert(reader);
-                    }
-                }
-            }
-        }
-    }
-    if sorted.len() < nodes.len() {
-        let waiting: Vec<&NodeProto> =
-            nodes.iter().zip(&missing).filter(|(_, m)| **m > 0).map(|(n, _)| n).collect();
-        return Err(stuck(&waiting, &made));
-    }
-    Ok(sorted)
+/// What all graphs of a file share.
+struct File<'a> {
+    model: &'a Model,
+    functions: Functions<'a>,
+    /// Nodes of bodies and functions that may still be read.
+    left: Cell<usize>,
 }
 
-/// Why none of `waiting` can be computed: a value that nothing makes, or a cycle.
-fn stuck(waiting: &[&NodeProto], made: &HashSet<&str>) -> Error {
-    let will_make: HashSet<&str> = waiting.iter().flat_map(|n| n.output.iter().map(String::as_str)).collect();
-    for node in waiting {
-        for input in node.input.iter().filter(|i| !i.is_empty() && !made.contains(i.as_str())) {
-            if !will_make.contains(input.as_str()) {
-                return invalid!("reads {input:?}, which is no input, initializer or output of a node")
-                    .at(place(node));
-            }
-        }
-    }
-    let names: Vec<String> = waiting.iter().take(5).map(|n| place(n)).collect();
-    invalid!("the nodes {} depend on one another in a cycle", names.join(", "))
+/// Where a node stands.
+#[derive(Clone, Default)]
+struct Scope<'a> {
+    opsets: Rc<HashMap<String, i64>>,
+    /// What precedes the names of nodes and values.
+    prefix: String,
+    /// The names that values have instead.
+    renamed: HashMap<&'a str, String>,
+    /// The functions that are being read, and the attributes of the innermost call.
+    calls: Vec<&'a FunctionProto>,
+    attributes: Rc<HashMap<&'a str, AttributeProto>>,
+    /// The number of bodies around it.
+    bodies: usize,
 }
 
 struct Reader<'a> {
-    model: &'a Model,
-    opsets: HashMap<String, i64>,
+    file: &'a File<'a>,
+    scope: Scope<'a>,
     builder: Builder,
     values: HashMap<String, Var>,
 }
 
-impl Reader<'_> {
-    fn inputs_and_constants(&mut self) -> Result<()> {
-        let file = self.model.graph();
-        let constants: HashSet<&str> = file.initializer.iter().map(|t| t.name()).collect();
-        for input in file.input.iter().filter(|i| !constants.contains(i.name())) {
-            if input.name().is_empty() {
-                return Err(invalid!("an input has no name"));
-            }
-            let fact = input_fact(input).map_err(|e| e.at(format!("input {}", input.name())))?;
-            let v = self.builder.input(input.name(), fact);
-            self.define(input.name(), v)?;
+impl<'a> Reader<'a> {
+    /// Reads a graph, whose `inputs` that are no constants `declare` defines.
+    /// Returns the outputs with their names.
+    fn whole(
+        &mut self,
+        graph: &'a GraphProto,
+        declare: impl FnOnce(&mut Self, &[&ValueInfoProto]) -> Result<()>,
+    ) -> Result<Vec<(String, Var)>> {
+        if let Some(t) = graph.sparse_initializer.first() {
+            let name = t.values.as_ref().map_or("", |v| v.name());
+            return Err(Error::unsupported("sparse initializer", name));
         }
-        for t in &file.initializer {
+        let constants: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+        let inputs: Vec<&ValueInfoProto> =
+            graph.input.iter().filter(|i| !constants.contains(i.name())).collect();
+        if inputs.iter().any(|i| i.name().is_empty()) {
+            return Err(invalid!("an input has no name"));
+        }
+        declare(self, &inputs)?;
+        for t in &graph.initializer {
             let place = || format!("initializer {}", t.name());
-            let value = self.model.tensor(t).map_err(Error::from).and_then(|d| elements::tensor(&d));
-            let v = self.builder.constant(t.name(), value.map_err(|e| e.at(place()))?);
+            let value = self.file.model.tensor(t).map_err(Error::from).and_then(|d| elements::tensor(&d));
+            let v = self.builder.constant(&self.name(t.name()), value.map_err(|e| e.at(place()))?);
             self.define(t.name(), v)?;
         }
+        self.nodes(&graph.node)?;
+        let output = |o: &ValueInfoProto| match self.values.get(o.name()) {
+            _ if o.name().is_empty() => Err(invalid!("an output has no name")),
+            Some(v) => Ok((self.name(o.name()), *v)),
+            None => Err(invalid!("nothing makes it").at(format!("output {}", o.name()))),
+        };
+        graph.output.iter().map(output).collect()
+    }
+
+    fn nodes(&mut self, nodes: &'a [NodeProto]) -> Result<()> {
+        for node in in_order(nodes, &self.values)? {
+            if self.scope.bodies > 0 || !self.scope.calls.is_empty() {
+                let left = self.file.left.get().checked_sub(1);
+                let left = left.ok_or_else(|| {
+                    invalid!("bodies and functions come to more than {NESTED_NODES} nodes").at(place(node))
+                })?;
+                self.file.left.set(left);
+            }
+            self.node(node).map_err(|e| e.at(place(node)))?;
+        }
         Ok(())
+    }
+
+    /// The name in the graph of what the file calls `name`.
+    fn name(&self, name: &str) -> String {
+        match self.scope.renamed.get(name) {
+            Some(renamed) => renamed.clone(),
+            None if name.is_empty() => String::new(),
+            None => format!("{}{name}", self.scope.prefix),
+        }
     }
 
     fn define(&mut self, name: &str, v: Var) -> Result<()> {
@@ -169,71 +184,102 @@ impl Reader<'_> {
         }
     }
 
-    fn node(&mut self, node: &NodeProto) -> Result<()> {
-        let domain = if node.domain() == "ai.onnx" { "" } else { node.domain() };
-        let unknown = || {
-            let of = if domain.is_empty() { String::new() } else { format!(" of domain {domain}") };
-            Error::unsupported(format!("operator {}{of}", node.op_type()), "it")
-        };
-        let opset = *self.opsets.get(domain).ok_or_else(|| {
+    fn node(&mut self, node: &'a NodeProto) -> Result<()> {
+        let domain = plain(node.domain());
+        let opset = *self.scope.opsets.get(domain).ok_or_else(|| {
             invalid!("operator {} is of domain {domain:?}, which the model does not import", node.op_type())
         })?;
-        let expansion = expand::expansion(domain, node.op_type(), opset);
-        let read = ops::reader(domain, node.op_type());
-        if expansion.is_none() && read.is_none() {
-            return Err(unknown());
-        }
-        let mut inputs: Vec<Var> = node
+        let inputs: Vec<Var> = node
             .input
             .iter()
             .map(|i| if i.is_empty() { self.builder.absent() } else { self.values[i.as_str()] })
             .collect();
-        let outputs: Vec<&str> = node.output.iter().map(String::as_str).collect();
-        let named = outputs.iter().rposition(|o| !o.is_empty()).map_or(0, |i| i + 1);
-        let outputs = &outputs[..named];
-        let constants = inputs.iter().map(|v| self.builder.so_far().constant(*v).cloned()).collect();
-        let mut attributes = BTreeMap::new();
-        for a in &node.attribute {
-            attributes.insert(a.name().to_string(), self.attribute(a)?);
-        }
-        let mut reading = Reading::new(node.op_type(), opset, attributes, constants, outputs.len());
-        let name = place(node);
-        let made = if let Some(expand) = expansion {
-            let b = &mut self.builder;
-            let mut node = Abbreviated { b, reading: &mut reading, name: &name, inputs: &inputs, outputs };
-            let made = expand(&mut node)?;
-            reading.finish()?;
-            made
-        } else {
-            let op = read.ok_or_else(unknown)?(&mut reading).map_err(|e| e.at(node.op_type()))?;
-            let (taken, added) = reading.finish()?;
-            for i in taken {
-                inputs[i] = self.builder.absent();
-            }
-            for (i, t) in added {
-                let operand = self.builder.constant(&format!("{name}.operand{i}"), t);
-                while inputs.len() <= i {
-                    inputs.push(self.builder.absent());
-                }
-                inputs[i] = operand;
-            }
-            self.builder.apply_all(&name, op, &inputs, outputs)?
+        let named = node.output.iter().rposition(|o| !o.is_empty()).map_or(0, |i| i + 1);
+        let outputs: Vec<String> = node.output[..named].iter().map(|o| self.name(o)).collect();
+        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let name = format!("{}{}", self.scope.prefix, place(node));
+        let made = match (domain, node.op_type()) {
+            ("", "If") => self.branch(node, &name, &inputs, &outputs)?,
+            ("", "Loop") => self.repeat(node, &name, &inputs, &outputs)?,
+            ("", "Scan") => self.scan(node, opset, &name, &inputs, &outputs)?,
+            _ => self.operator(node, (domain, opset), &name, inputs, &outputs)?,
         };
-        for (output, v) in outputs.iter().zip(made) {
+        for (output, v) in node.output[..named].iter().zip(made) {
             self.define(output, v)?;
         }
         Ok(())
+    }
+
+    fn operator(
+        &mut self,
+        node: &'a NodeProto,
+        (domain, opset): (&str, i64),
+        name: &str,
+        mut inputs: Vec<Var>,
+        outputs: &[&str],
+    ) -> Result<Vec<Var>> {
+        let expansion = expand::expansion(domain, node.op_type(), opset);
+        let function = self.file.functions.get(node);
+        let read = known(domain, node.op_type(), function.is_some());
+        if let (None, None, Some(function)) = (expansion, read, function) {
+            return self.call(node, function, name, &inputs, outputs);
+        }
+        let unknown = || {
+            let of = if domain.is_empty() { String::new() } else { format!(" of domain {domain}") };
+            Error::unsupported(format!("operator {}{of}", node.op_type()), "it")
+        };
+        if expansion.is_none() && read.is_none() {
+            return Err(unknown());
+        }
+        let constants = inputs.iter().map(|v| self.builder.so_far().constant(*v).cloned()).collect();
+        let mut attributes = BTreeMap::new();
+        for a in self.attributes(node) {
+            attributes.insert(a.name().to_string(), self.attribute(&a)?);
+        }
+        let mut reading = Reading::new(node.op_type(), opset, attributes, constants, outputs.len());
+        if let Some(expand) = expansion {
+            let b = &mut self.builder;
+            let mut node = Abbreviated { b, reading: &mut reading, name, inputs: &inputs, outputs };
+            let made = expand(&mut node)?;
+            reading.finish()?;
+            return Ok(made);
+        }
+        let op = read.ok_or_else(unknown)?(&mut reading).map_err(|e| e.at(node.op_type()))?;
+        let (taken, added) = reading.finish()?;
+        for i in taken {
+            inputs[i] = self.builder.absent();
+        }
+        for (i, t) in added {
+            let operand = self.builder.constant(&format!("{name}.operand{i}"), t);
+            while inputs.len() <= i {
+                inputs.push(self.builder.absent());
+            }
+            inputs[i] = operand;
+        }
+        self.builder.apply_all(name, op, &inputs, outputs)
+    }
+
+    /// The attributes of a node.
+    fn attributes(&self, node: &'a NodeProto) -> Vec<Cow<'a, AttributeProto>> {
+        node.attribute.iter().filter_map(|a| self.resolved(a)).collect()
+    }
+
+    /// An attribute, or that of the call around it which it refers to, if that is given.
+    fn resolved(&self, a: &'a AttributeProto) -> Option<Cow<'a, AttributeProto>> {
+        match a.ref_attr_name() {
+            "" => Some(Cow::Borrowed(a)),
+            referred => {
+                let given = self.scope.attributes.get(referred)?;
+                Some(Cow::Owned(AttributeProto { name: a.name.clone(), ..given.clone() }))
+            }
+        }
     }
 
     fn attribute(&self, a: &AttributeProto) -> Result<Attribute> {
         let text = |s: &[u8]| {
             String::from_utf8(s.to_vec()).map_err(|_| invalid!("attribute {} is not UTF-8", a.name()))
         };
-        let kind = match a.r#type() {
-            AttributeType::Undefined => kind_by_content(a),
-            kind => kind,
-        };
-        Ok(match kind {
+        Ok(match kind(a) {
             AttributeType::Int => Attribute::Int(a.i()),
             AttributeType::Float => Attribute::Float(a.f()),
             AttributeType::String => Attribute::Text(text(a.s())?),
@@ -251,13 +297,15 @@ impl Reader<'_> {
 
     fn attribute_tensor(&self, a: &AttributeProto) -> Result<Tensor> {
         let t = a.t.as_ref().ok_or_else(|| invalid!("attribute {} has no tensor", a.name()))?;
-        elements::tensor(&self.model.tensor(t)?).map_err(|e| e.at(format!("attribute {}", a.name())))
+        elements::tensor(&self.file.model.tensor(t)?).map_err(|e| e.at(format!("attribute {}", a.name())))
     }
 }
 
-/// The type of an attribute of an old file that does not state it.
-fn kind_by_content(a: &AttributeProto) -> AttributeType {
-    if a.f.is_some() {
+/// The type of an attribute: by its content in an old file that does not state it.
+fn kind(a: &AttributeProto) -> AttributeType {
+    if a.r#type() != AttributeType::Undefined {
+        a.r#type()
+    } else if a.f.is_some() {
         AttributeType::Float
     } else if a.i.is_some() {
         AttributeType::Int
@@ -265,6 +313,8 @@ fn kind_by_content(a: &AttributeProto) -> AttributeType {
         AttributeType::String
     } else if a.t.is_some() {
         AttributeType::Tensor
+    } else if a.g.is_some() {
+        AttributeType::Graph
     } else if !a.floats.is_empty() {
         AttributeType::Floats
     } else if !a.strings.is_empty() {
@@ -272,6 +322,17 @@ fn kind_by_content(a: &AttributeProto) -> AttributeType {
     } else {
         AttributeType::Ints
     }
+}
+
+/// How nodes of this type are read. Of its own operators, lowbit writes those
+/// that need another function than the first of their name with a number.
+fn known(domain: &str, op_type: &str, is_function: bool) -> Option<ReadOp> {
+    let numbered = || {
+        let (name, number) = op_type.rsplit_once('_')?;
+        let is_numbered = domain == "lowbit" && is_function && number.parse::<u32>().is_ok();
+        is_numbered.then(|| ops::reader(domain, name))?
+    };
+    ops::reader(domain, op_type).or_else(numbered)
 }
 
 /// Type and shape that an input declares.

@@ -1,41 +1,62 @@
 //! Graph to ModelProto.
 
+mod function;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
 use lowbit_onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
     tensor_shape_proto, type_proto,
 };
 
+use self::function::Functions;
 use super::elements;
-use crate::error::Result;
-use crate::graph::{Graph, Kind, Node, Var};
+use crate::error::{Result, invalid};
+use crate::graph::{Graph, Kind, Node, Var, is_same};
 use crate::op::{Attribute, Dim, Fact, Op};
 use crate::tensor::{DType, Tensor};
 
 /// The lowest opset that is written: per-channel Q/DQ, and the widest reach.
 const LEAST_OPSET: i64 = 13;
 
+/// The first file format version that has functions.
+const FUNCTIONS_SINCE: i64 = 8;
+
+/// Bytes from which on a body's constant stands in the main graph.
+const LARGE: usize = 1024;
+
 /// The model that `graph` is. The opset is the lowest that has everything the
-/// graph uses, 13 at least.
+/// graph uses, 13 at least. Operators that have a [function](Op::function) are
+/// calls of it, and the model holds it.
 ///
 /// # Errors
 /// If a constant is of a type that ONNX does not have.
 pub fn encode(graph: &Graph) -> Result<ModelProto> {
-    let opset = opset(graph);
-    let mut domains: Vec<&str> =
-        graph.applied().map(|(_, _, op, _)| op.domain()).filter(|d| !d.is_empty()).collect();
-    domains.sort_unstable();
-    domains.dedup();
-    let import =
-        |domain: &str, version| OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
+    let mut functions = Functions::default();
+    functions.collect(graph)?;
+    let all = || std::iter::once(graph).chain(functions.bodies());
+    let opset = all().map(opset).fold(LEAST_OPSET, i64::max);
+    let mut domains = BTreeSet::new();
+    all().for_each(|graph| add_domains(graph, &mut domains));
+    let imports: Vec<OperatorSetIdProto> =
+        std::iter::once(import("", opset)).chain(domains.into_iter().map(|d| import(d, 1))).collect();
+    let shared = shared_constants(graph);
+    let writer = Writer { opset, functions: &functions, shared: &shared };
+    let mut file = writer.graph(graph, "", &[])?;
+    for (name, t) in &shared {
+        if graph.find(name).is_none() {
+            file.initializer.push(elements::stored(name, t)?);
+        }
+    }
+    let least_version = if functions.is_empty() { 0 } else { FUNCTIONS_SINCE };
     Ok(ModelProto {
-        ir_version: Some(ir_version(opset)),
-        opset_import: std::iter::once(import("", opset))
-            .chain(domains.into_iter().map(|d| import(d, 1)))
-            .collect(),
+        ir_version: Some(ir_version(opset).max(least_version)),
+        functions: functions.protos(&writer, &imports)?,
+        opset_import: imports,
         producer_name: Some("lowbit".into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-        graph: Some(graph_proto(graph, opset)?),
+        graph: Some(file),
         metadata_props: graph
             .metadata
             .iter()
@@ -43,6 +64,18 @@ pub fn encode(graph: &Graph) -> Result<ModelProto> {
             .collect(),
         ..ModelProto::default()
     })
+}
+
+fn import(domain: &str, version: i64) -> OperatorSetIdProto {
+    OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) }
+}
+
+/// The domains of a graph's operators but the standard one.
+fn add_domains<'a>(graph: &'a Graph, domains: &mut BTreeSet<&'a str>) {
+    for (_, _, op, _) in graph.applied() {
+        domains.extend(Some(op.domain()).filter(|d| !d.is_empty()));
+        op.bodies().iter().for_each(|body| add_domains(body, domains));
+    }
 }
 
 /// The lowest opset that has every operator and element type of the graph.
@@ -61,7 +94,8 @@ fn opset(graph: &Graph) -> i64 {
             let wide =
                 |d: DType| if quantizes && matches!(d, DType::I16 | DType::U16) { 21 } else { LEAST_OPSET };
             let types = inputs.iter().map(|v| of_types(v).max(wide(graph.fact(*v).dtype)));
-            types.chain(node.outputs.iter().map(|o| wide(o.fact.dtype))).fold(op.opset(), i64::max)
+            let types = types.chain(node.outputs.iter().map(|o| wide(o.fact.dtype)));
+            types.chain(op.bodies().iter().map(opset)).fold(op.opset(), i64::max)
         })
         .fold(LEAST_OPSET, i64::max)
 }
@@ -79,59 +113,132 @@ fn ir_version(opset: i64) -> i64 {
     }
 }
 
-fn graph_proto(graph: &Graph, opset: i64) -> Result<GraphProto> {
-    let name = if graph.name.is_empty() { "graph" } else { &graph.name };
-    let mut file = GraphProto { name: Some(name.into()), ..GraphProto::default() };
-    for (v, node) in graph.nodes() {
-        match &node.kind {
-            Kind::Input => file.input.push(value_info(&graph.value(v).name, graph.fact(v))),
-            Kind::Const(t) => {
-                if !graph.value(v).name.is_empty() {
-                    file.initializer.push(elements::stored(&graph.value(v).name, t)?);
+/// Bodies' constants that the main graph holds: the large ones, as several
+/// bodies may have them, and as only the main graph's constants can lie beside
+/// the model in a file of their own.
+fn shared_constants(graph: &Graph) -> BTreeMap<String, Tensor> {
+    /// What bodies call by each name: one constant, or nothing that can be shared.
+    fn add(graph: &Graph, found: &mut BTreeMap<String, Option<Tensor>>) {
+        for body in graph.applied().flat_map(|(_, _, op, _)| op.bodies()) {
+            let outputs: HashSet<Var> = body.outputs().map(|(_, v)| v).collect();
+            for (v, node) in body.nodes() {
+                let constant = body.constant(v).filter(|t| !outputs.contains(&v) && t.byte_len() >= LARGE);
+                for output in &node.outputs {
+                    let known = found.entry(output.name.clone()).or_insert_with(|| constant.cloned());
+                    if !known.as_ref().zip(constant).is_some_and(|(a, b)| is_same(a, b)) {
+                        *known = None;
+                    }
                 }
             }
-            Kind::Apply { op, inputs } => {
-                let (node, operands) = node_proto(graph, node, &**op, inputs, opset)?;
-                file.initializer.extend(operands);
-                file.node.push(node);
-            }
+            add(body, found);
         }
     }
-    file.output = graph.outputs().map(|(name, v)| value_info(name, graph.fact(v))).collect();
-    Ok(file)
+    let mut found = BTreeMap::new();
+    add(graph, &mut found);
+    let is_free = |name: &str, t: &Tensor| {
+        graph.find(name).is_none_or(|v| graph.constant(v).is_some_and(|c| is_same(c, t)))
+    };
+    found.into_iter().filter_map(|(name, t)| Some((name, t?))).filter(|(name, t)| is_free(name, t)).collect()
 }
 
-fn node_proto(
-    graph: &Graph,
-    node: &Node,
-    op: &dyn Op,
-    inputs: &[Var],
+/// What the nodes of a file are written with.
+struct Writer<'a> {
     opset: i64,
-) -> Result<(NodeProto, Vec<TensorProto>)> {
-    let (attributes, operands) = op.written(opset);
-    let mut input: Vec<String> = inputs.iter().map(|v| graph.value(*v).name.clone()).collect();
-    let mut stored = vec![];
-    for t in &operands {
-        let name =
-            if t.shape() == [0] { String::new() } else { format!("{}.operand{}", node.name, input.len()) };
-        if !name.is_empty() {
-            stored.push(elements::stored(&name, t)?);
+    functions: &'a Functions,
+    /// Bodies' constants that stand in the main graph.
+    shared: &'a BTreeMap<String, Tensor>,
+}
+
+impl Writer<'_> {
+    /// A graph inside those `around` it; `place` precedes the names of what it
+    /// gains, to tell them from theirs.
+    fn graph(&self, graph: &Graph, place: &str, around: &[&Graph]) -> Result<GraphProto> {
+        let name = if graph.name.is_empty() { "graph" } else { &graph.name };
+        let mut file = GraphProto { name: Some(name.into()), ..GraphProto::default() };
+        for (v, node) in graph.nodes() {
+            match &node.kind {
+                Kind::Input => file.input.push(value_info(&graph.value(v).name, graph.fact(v))),
+                Kind::Const(t) => {
+                    if !graph.value(v).name.is_empty() {
+                        file.initializer.push(elements::stored(&graph.value(v).name, t)?);
+                    }
+                }
+                Kind::Apply { op, inputs } => {
+                    let (node, operands) =
+                        self.node(&[around, &[graph]].concat(), node, &**op, inputs, place)?;
+                    file.initializer.extend(operands);
+                    file.node.push(node);
+                }
+            }
         }
-        input.push(name);
+        file.output = graph.outputs().map(|(name, v)| value_info(name, graph.fact(v))).collect();
+        Ok(file)
     }
-    // Without a name a node has that of its output: most nodes of a quantized model save it.
-    let quantizes = matches!(op.name(), "QuantizeLinear" | "DequantizeLinear");
-    let implied = quantizes && node.outputs.first().is_some_and(|o| o.name == node.name);
-    let proto = NodeProto {
-        name: (!implied).then(|| node.name.clone()),
-        op_type: Some(op.name().into()),
-        domain: (!op.domain().is_empty()).then(|| op.domain().into()),
-        input,
-        output: node.outputs.iter().map(|o| o.name.clone()).collect(),
-        attribute: attributes.iter().map(|(name, a)| attribute(name, a)).collect::<Result<_>>()?,
-        ..NodeProto::default()
-    };
-    Ok((proto, stored))
+
+    /// A body of an operator: what it captures, constants among it, is named
+    /// only by its nodes.
+    fn body(&self, body: &Graph, captured: usize, place: &str, around: &[&Graph]) -> Result<GraphProto> {
+        let mut file = self.graph(body, place, around)?;
+        file.input.truncate(body.inputs().len() - captured);
+        let held = |name: &str| around.iter().any(|g| g.find(name).is_some_and(|v| g.constant(v).is_some()));
+        let outside = |name: &str| self.shared.contains_key(name) || held(name);
+        let outputs: HashSet<&str> = body.outputs().map(|(name, _)| name).collect();
+        file.initializer.retain(|t| outputs.contains(t.name()) || !outside(t.name()));
+        Ok(file)
+    }
+
+    /// A node of the last of `graphs`, which stands inside the others, and the
+    /// constant operands that it gains.
+    fn node(
+        &self,
+        graphs: &[&Graph],
+        node: &Node,
+        op: &dyn Op,
+        inputs: &[Var],
+        place: &str,
+    ) -> Result<(NodeProto, Vec<TensorProto>)> {
+        let graph = graphs[graphs.len() - 1];
+        let (attributes, operands) = op.written(self.opset);
+        let own = inputs.len() - op.captured();
+        let mut input: Vec<String> = inputs[..own].iter().map(|v| graph.value(*v).name.clone()).collect();
+        let mut stored = vec![];
+        for t in &operands {
+            let name = match t.shape() {
+                [0] => String::new(),
+                _ => format!("{place}{}.operand{}", node.name, input.len()),
+            };
+            if !name.is_empty() {
+                stored.push(elements::stored(&name, t)?);
+            }
+            input.push(name);
+        }
+        while op.captured() > 0 && input.last().is_some_and(String::is_empty) {
+            input.pop();
+        }
+        // Without a name a node has that of its output: most nodes of a quantized model save it.
+        let quantizes = matches!(op.name(), "QuantizeLinear" | "DequantizeLinear");
+        let implied = quantizes && node.outputs.first().is_some_and(|o| o.name == node.name);
+        let inside = format!("{place}{}/", node.name);
+        let attribute = |(name, a): &(&'static str, Attribute)| match a {
+            Attribute::Graph(body) => Ok(AttributeProto {
+                name: Some((*name).into()),
+                r#type: Some(AttributeType::Graph.into()),
+                g: Some(Box::new(self.body(body, op.captured(), &inside, graphs)?)),
+                ..AttributeProto::default()
+            }),
+            a => attribute(name, a),
+        };
+        let proto = NodeProto {
+            name: (!implied).then(|| node.name.clone()),
+            op_type: Some(self.functions.name(graph, op, inputs)?),
+            domain: (!op.domain().is_empty()).then(|| op.domain().into()),
+            input,
+            output: node.outputs.iter().map(|o| o.name.clone()).collect(),
+            attribute: attributes.iter().map(attribute).collect::<Result<_>>()?,
+            ..NodeProto::default()
+        };
+        Ok((proto, stored))
+    }
 }
 
 fn attribute(name: &str, a: &Attribute) -> Result<AttributeProto> {
@@ -165,6 +272,7 @@ fn attribute(name: &str, a: &Attribute) -> Result<AttributeProto> {
             p.t = Some(stored_attribute(x)?);
             AttributeType::Tensor
         }
+        Attribute::Graph(_) => return Err(invalid!("attribute {name}: only bodies of operators are graphs")),
     };
     p.r#type = Some(kind.into());
     Ok(p)

@@ -28,11 +28,17 @@ struct Affine {
 ///
 /// A BatchNormalization with no such operator before it becomes a depthwise
 /// 1x1 convolution; Identity and Dropout disappear. Node names are those of
-/// the linear operators, value names those of the last value folded.
+/// the linear operators, value names those of the last value folded. Bodies of
+/// operators are folded too.
 ///
 /// # Errors
 /// If a BatchNormalization has malformed parameters.
 pub fn fuse(graph: &Graph) -> Result<Graph> {
+    fuse_outside(&graph.map_bodies(fuse_outside)?)
+}
+
+/// [`fuse`] of a graph alone, its bodies left as they are.
+pub(crate) fn fuse_outside(graph: &Graph) -> Result<Graph> {
     let uses = graph.uses();
     graph.rebuild(|b, v, node, inputs| {
         let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
