@@ -15,7 +15,7 @@ use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
 use lowbit::passes::equalize;
 use lowbit::qconfig::{Per, QConfigMapping, Rounding, Target, preset};
-use lowbit::quantize::{Finding, Role, fuse, prepare};
+use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies};
 use lowbit::session::{Report, Session};
 use serde::Serialize;
 
@@ -206,7 +206,8 @@ pub fn quantize(
     }
     let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
     let (activations, weights) = (points(Role::Activation), points(Role::Weight));
-    let converted = prepared.convert()?;
+    let mut converted = prepared.convert()?;
+    converted.graph = quantize_bodies(&converted.graph, mapping)?;
     let session = Session::compile(&converted.graph)?;
     crate::interrupt::check()?;
     Ok(Quantized { graph: converted.graph, session, activations, weights, findings: converted.findings })

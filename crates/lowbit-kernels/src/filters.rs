@@ -157,6 +157,9 @@ impl Line<'_> {
         step: usize,
     ) -> [[f32; LANES]; N] {
         let mut sums = [block.start.0; N];
+        if taps.is_empty() {
+            return sums;
+        }
         for ky in self.taps.clone() {
             let weights = &block.weights[self.tap(ky, 0)..];
             let mut at = self.at(ox, ky, taps.start) + block.first;

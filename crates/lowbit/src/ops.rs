@@ -74,7 +74,7 @@ fn families(domain: &str) -> &'static [Readers] {
             unary::READERS,
         ],
         "com.microsoft" => &[],
-        "lowbit" => &[],
+        "lowbit" => &[quantize::LOWBIT_READERS],
         _ => &[],
     }
 }

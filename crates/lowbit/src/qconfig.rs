@@ -225,6 +225,14 @@ impl Target {
         }
     }
 
+    /// Whether it matches a node of a body of control flow.
+    fn matches_in_bodies(&self, graph: &Graph) -> bool {
+        let of = |body: &Graph| {
+            body.applied().any(|(_, node, op, _)| self.matches(node, &**op)) || self.matches_in_bodies(body)
+        };
+        graph.applied().any(|(_, _, op, _)| op.bodies().iter().any(of))
+    }
+
     fn matches(&self, node: &Node, op: &dyn Op) -> bool {
         let mut names = std::iter::once(&node.name).chain(node.outputs.iter().map(|o| &o.name));
         match self {
@@ -304,6 +312,16 @@ impl QConfigMapping {
         self
     }
 
+    /// The rules that match nodes of `graph`, and those for every node.
+    #[must_use]
+    pub fn matching(&self, graph: &Graph) -> QConfigMapping {
+        let applies = |rule: &&Rule| {
+            rule.target == Target::All
+                || graph.applied().any(|(_, node, op, _)| rule.target.matches(node, &**op))
+        };
+        QConfigMapping { rules: self.rules.iter().filter(applies).cloned().collect() }
+    }
+
     /// Whether a rule quantizes activations by ranges found on calibration data.
     pub fn is_static(&self) -> bool {
         self.rules.iter().filter_map(|r| r.qconfig.as_ref()).any(|q| q.observed().is_some())
@@ -342,7 +360,7 @@ impl QConfigMapping {
                     rule.check(&***op).map_err(|e| e.at(&node.name).at(format!("rule {}", rule.target)))?;
                 }
             }
-            if !matched && rule.target != Target::All {
+            if !matched && rule.target != Target::All && !rule.target.matches_in_bodies(graph) {
                 return Err(invalid!("matches no node of the model").at(format!("rule {}", rule.target)));
             }
         }

@@ -17,7 +17,7 @@ mod prepare;
 pub use batches::Progress;
 pub(crate) use batches::{lock, run_all, threads};
 pub use convert::Converted;
-pub use dynamic::quantize_dynamic;
+pub use dynamic::{quantize_bodies, quantize_dynamic};
 pub use finding::Finding;
 pub use fuse::fuse;
 pub(crate) use fuse::fuse_outside;

@@ -99,6 +99,8 @@ impl Conv {
         arity(inputs, 2, 3)?;
         let [x, w] = [inputs[0], inputs[1]];
         let g = self.geometry(x.shape(), w.shape())?;
+        // What is gathered for a product: a thousand rows at most, of all outputs at most.
+        element_count(&[(g.in_channels * g.taps()).min(1024), g.outputs()])?;
         let bias = optional(inputs, 2);
         check_bias(bias.map(Fact::of).as_ref(), w.shape()[0])?;
         let bias = bias.map(float::read).transpose()?;

@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
+use super::binary::{Arithmetic, Variadic};
+use super::clip::Clip;
+use super::compare::{Comparison, Where};
+use super::reduce::{Reduce, Reduction};
+use super::unary::Unary;
 use crate::error::{Error, Result, invalid};
+use crate::graph::{Builder, Graph, Var};
 use crate::op::{Attribute, Attributes, Fact, Op, ReadOp, Reading, arity, optional, optional_fact};
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
@@ -31,6 +37,9 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
     }),
     ("DynamicQuantizeLinear", |_| Ok(Arc::new(DynamicQuantizeLinear))),
 ];
+
+pub(super) const LOWBIT_READERS: &[(&str, ReadOp)] =
+    &[("DynamicFakeQuantize", |_| Ok(Arc::new(DynamicFakeQuantize)))];
 
 fn output_dtype(a: &mut Reading) -> Result<Option<DType>> {
     let number = a.int("output_dtype")?.filter(|&n| n != 0);
@@ -306,6 +315,43 @@ impl Op for DynamicFakeQuantize {
     fn folds(&self) -> bool {
         false
     }
+    fn function(&self, inputs: &[&Fact]) -> Option<Result<Graph>> {
+        Some(fake_quantized_rows(inputs[0]))
+    }
+}
+
+/// [`DynamicFakeQuantize`] in operators of the standard domain.
+fn fake_quantized_rows(x: &Fact) -> Result<Graph> {
+    let mut b = Builder::default();
+    let x = b.input("x", x.clone());
+    let constant = |b: &mut Builder, x: f32| b.constant("constant", Tensor::scalar(x));
+    let (none, one, levels) = (constant(&mut b, 0.0), constant(&mut b, 1.0), constant(&mut b, 255.0));
+    let arithmetic =
+        |b: &mut Builder, name: &str, op: Arithmetic, inputs: [Var; 2]| b.apply(name, Arc::new(op), &inputs);
+    let end = |b: &mut Builder, [least, name]: [&str; 2], to, with| {
+        let end = b.apply(least, Arc::new(Reduce::new(to, &[-1])), &[x])?;
+        b.apply(name, Arc::new(with), &[end, none])
+    };
+    let lo = end(&mut b, ["least", "lo"], Reduction::Min, Variadic::Min)?;
+    let hi = end(&mut b, ["greatest", "hi"], Reduction::Max, Variadic::Max)?;
+    let range = arithmetic(&mut b, "range", Arithmetic::Sub, [hi, lo])?;
+    let step = arithmetic(&mut b, "step", Arithmetic::Div, [range, levels])?;
+    let empty = b.apply("empty", Arc::new(Comparison::Equal), &[lo, hi])?;
+    let scale = b.apply("scale", Arc::new(Where), &[empty, one, step])?;
+    let below = b.apply("below", Arc::new(Unary::Neg), &[lo])?;
+    let codes = |b: &mut Builder, name: &str, x: Var, zero: Option<Var>| {
+        let q = arithmetic(b, &format!("{name}_divided"), Arithmetic::Div, [x, scale])?;
+        let mut q = b.apply(&format!("{name}_rounded"), Arc::new(Unary::Round), &[q])?;
+        if let Some(zero) = zero {
+            q = arithmetic(b, &format!("{name}_shifted"), Arithmetic::Add, [q, zero])?;
+        }
+        b.apply(name, Arc::new(Clip::new(0.0, 255.0)), &[q])
+    };
+    let zero = codes(&mut b, "zero", below, None)?;
+    let q = codes(&mut b, "q", x, Some(zero))?;
+    let centred = arithmetic(&mut b, "centred", Arithmetic::Sub, [q, zero])?;
+    let y = arithmetic(&mut b, "y", Arithmetic::Mul, [centred, scale])?;
+    b.finish([("y".to_string(), y)])
 }
 
 /// uint8 parameters for the range of `values`, widened to hold 0.
@@ -375,5 +421,15 @@ mod tests {
         let facts = [&x, &scale, &Tensor::scalar(3u8)].map(Fact::of);
         let message = stated.infer(&facts.each_ref()).unwrap_err().to_string();
         assert_eq!(message, "output_dtype is int8, and the zero point uint8");
+    }
+
+    #[test]
+    fn the_function_of_fake_quantized_rows_equals_the_operator() {
+        let rows = [[0.3f32, -1.5, 2.25, 0.0], [0.0; 4], [1.0, 2.0, 3.0, 4.5], [-0.1, -7.0, -0.2, -0.003]];
+        let x = Tensor::new(&[2, 2, 4], rows.concat()).unwrap();
+        let function = DynamicFakeQuantize.function(&[&Fact::of(&x)]).unwrap().unwrap();
+        let want = DynamicFakeQuantize.eval(&[&x]).unwrap();
+        assert_eq!(function.run(&[x]).unwrap(), want);
+        assert_eq!(want[0].slice::<f32>().unwrap()[4..8], [0.0; 4]);
     }
 }

@@ -41,7 +41,22 @@ pub fn quantize_dynamic(graph: &Graph, which: &[Target], weights: Format) -> Res
             mapping.with(target.clone(), Some(config.clone()))
         }),
     };
-    prepare(&fuse(graph)?, &mapping)?.convert()
+    let mut converted = prepare(&fuse(graph)?, &mapping)?.convert()?;
+    converted.graph = quantize_bodies(&converted.graph, &mapping)?;
+    Ok(converted)
+}
+
+/// The graph with the bodies of its branches, loops and scans quantized by the
+/// rules of `mapping` that need no calibration. They are observed by nobody, so
+/// rules that need it leave them in float.
+///
+/// # Errors
+/// As those of [`prepare`] and [`Prepared::convert`](super::Prepared::convert).
+pub fn quantize_bodies(graph: &Graph, mapping: &QConfigMapping) -> Result<Graph> {
+    if mapping.is_static() {
+        return Ok(graph.clone());
+    }
+    graph.map_bodies(|body| Ok(prepare(body, &mapping.matching(body))?.convert()?.graph))
 }
 
 /// The operands of a node that are quantized in each run: those of products

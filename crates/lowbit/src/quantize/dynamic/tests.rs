@@ -99,3 +99,35 @@ fn what_cannot_be_honoured_is_an_error() {
         assert!(says.iter().all(|s| error.contains(s)), "{error}: {says:?}");
     }
 }
+
+#[test]
+fn bodies_of_control_flow_are_quantized_too() {
+    use crate::ops::control::If;
+    let mut b = Builder::default();
+    let condition = b.input("condition", Fact::new(DType::Bool, Vec::<usize>::new()));
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
+    let branch = |seed| {
+        let mut b = Builder::default();
+        let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
+        let w = b.constant("w", noise(seed, &[8, 4]));
+        let y = b.apply(&format!("inner{seed}"), Arc::new(MatMul), &[x, w]).unwrap();
+        b.finish([("y".to_string(), y)]).unwrap()
+    };
+    let op = Arc::new(If::new([branch(1), branch(2)], 1).unwrap());
+    let y = b.apply("choice", op, &[condition, x]).unwrap();
+    let graph = b.finish([("y".to_string(), y)]).unwrap();
+    let one = Target::name("inner2").unwrap();
+    for (which, want) in [(&[][..], [1, 1]), (&[one], [0, 1])] {
+        let quantized = quantize_dynamic(&graph, which, Format::INT8).unwrap().graph;
+        let (.., op, _) = quantized.applied().next().unwrap();
+        assert_eq!([0, 1].map(|i| count(&op.bodies()[i], "MatMulInteger")), want);
+        let x = noise(5, &[3, 8]);
+        for condition in [true, false] {
+            let inputs = [Tensor::scalar(condition), x.clone()];
+            let y = Session::compile(&quantized).unwrap().run(&inputs).unwrap().remove(0);
+            let float = graph.run(&inputs).unwrap().remove(0);
+            let (y, float) = (y.to_f32().unwrap(), float.to_f32().unwrap());
+            assert!(y.iter().zip(&float).all(|(a, b)| (a - b).abs() < 0.03), "{y:?} {float:?}");
+        }
+    }
+}

@@ -82,7 +82,7 @@ impl Op for QConv {
                 Algorithm::Depthwise(Box::new(packed))
             }
             (Weights::Depthwise(_), None) => Algorithm::DepthwiseToF32,
-            _ => Algorithm::Product(WindowProduct::new(&self.filters, batch, window)?),
+            _ => Algorithm::Product(Box::new(WindowProduct::new(&self.filters, batch, window)?)),
         };
         Prepared::routine(Convolution { op: self.clone(), window, algorithm })
     }
@@ -105,7 +105,7 @@ struct Convolution {
 #[derive(Debug)]
 enum Algorithm {
     /// Windows times filters.
-    Product(WindowProduct),
+    Product(Box<WindowProduct>),
     /// Channel by channel.
     Depthwise(Box<PackedDepthwise>),
     /// Channel by channel, by the definition.
