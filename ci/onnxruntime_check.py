@@ -3,7 +3,7 @@
     onnxruntime_check.py FOLDER
 
 FOLDER is what the example `export_check` writes: a folder for each model, with `float.onnx`, `float.npz`
-(`inputs`, `labels`, `logits`) and for each configuration its Q/DQ model and the logits of lowbit's Session.
+(`inputs`, `labels`, `logits`, `batch`) and for each configuration its Q/DQ model and the logits of lowbit's Session.
 
 Every model passes onnx.checker with full checks. Of the float model, onnxruntime's logits are within 1e-4 of lowbit's
 (relative to the image's greatest) and the best class is the same on every image. Each Q/DQ model runs in onnxruntime
@@ -44,16 +44,16 @@ def session(path: Path, optimize: bool) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run(path: Path, inputs: np.ndarray, optimize: bool) -> np.ndarray:
+def run(path: Path, inputs: np.ndarray, size: int, optimize: bool) -> np.ndarray:
     model = session(path, optimize)
     (value,) = model.get_inputs()
-    size = value.shape[0] if isinstance(value.shape[0], int) else 25
     batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
     return flat(np.concatenate([model.run(None, {value.name: batch})[0] for batch in batches]))
 
 
 def flat(logits: np.ndarray) -> np.ndarray:
-    return logits.reshape(len(logits), -1)
+    """A row for each image, or for each place of a sequence."""
+    return logits.reshape(-1, logits.shape[-1]) if logits.ndim == 3 else logits.reshape(len(logits), -1)
 
 
 def steps_of(logits: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def check_float(folder: Path, data: dict) -> tuple[str, list[str]]:
     onnx.checker.check_model(str(folder / "float.onnx"), full_check=True)
-    ours, theirs = flat(data["logits"]), run(folder / "float.onnx", data["inputs"], optimize=True)
+    ours, theirs = flat(data["logits"]), run(folder / "float.onnx", data["inputs"], int(data["batch"]), optimize=True)
     far = np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)
     same, _ = agreement(ours, theirs)
     labels = data["labels"]
@@ -96,7 +96,7 @@ def check_quantized(path: Path, data: dict) -> tuple[str, list[str]]:
     row, failures = f"{len(ours):6} {accuracy(ours, labels):6.2f}", []
     for form, optimize in (("graph", False), ("fused", True)):
         try:
-            theirs = run(path, inputs, optimize)
+            theirs = run(path, inputs, int(data["batch"]), optimize)
         except Exception as error:  # onnxruntime's exceptions have no common base
             message = " ".join(str(error).split())
             row += f"   {form}: refused: {message}"

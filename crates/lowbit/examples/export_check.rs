@@ -6,8 +6,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `MODEL/float.onnx` | the model as it came |
-//! | `MODEL/float.npz` | `inputs`, `labels`, and `logits` of the float model |
-//! | `MODEL/CONFIGURATION.onnx` | the Q/DQ model |
+//! | `MODEL/float.npz` | `inputs`, `labels`, `logits` of the float model, `batch`, how many inputs run at once |
+//! | `MODEL/CONFIGURATION.onnx` | the quantized model |
 //! | `MODEL/CONFIGURATION.npz` | `logits` of the Session, for all inputs or the first of them |
 //!
 //! Without assets there is the demo model alone.
@@ -24,7 +24,7 @@ use lowbit::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::scheme::{Format, Mapping};
 use lowbit::session::Session;
-use lowbit::{Result, Tensor, onnx};
+use lowbit::{DType, Result, Tensor, onnx};
 use models::{CLASSIFIERS, inputs};
 
 /// Inputs that configurations other than the default are compared on, and
@@ -62,8 +62,24 @@ fn main() -> Result<()> {
             };
             write(&subject, &folder)?;
         }
+        write(&stories(&assets)?, &folder)?;
     }
     Ok(())
+}
+
+/// A language model and the beginnings of some stories; the labels are the
+/// tokens that it finds most likely itself.
+fn stories(assets: &Path) -> Result<Subject> {
+    const TOKENS: usize = 200;
+    let path = assets.join("models/stories260K.onnx");
+    let all = npz::read(&assets.join("data/stories_tokens.npz"))?;
+    let ids = all.iter().map(|(_, story)| Ok(story.slice::<i64>()?[..TOKENS].to_vec()));
+    let ids = Tensor::new(&[all.len(), TOKENS], ids.collect::<Result<Vec<_>>>()?.concat())?;
+    let logits = onnx::load(&path)?.run(std::slice::from_ref(&ids))?.swap_remove(0);
+    let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+    let labels = logits.slice::<f32>()?.chunks_exact(logits.shape()[2]).map(best).collect();
+    let name = "stories260K".into();
+    Ok(Subject { name, path, calibration: vec![ids.clone()], evaluation: vec![ids], labels })
 }
 
 fn demo() -> Result<Subject> {
@@ -84,6 +100,13 @@ fn demo() -> Result<Subject> {
 
 /// The configurations that a model is exported in, the default first.
 fn configurations(model: &str) -> Result<Vec<(&'static str, QConfig)>> {
+    let named = |names: &[&'static str]| -> Result<Vec<_>> {
+        names.iter().map(|name| Ok((*name, preset(name)?))).collect()
+    };
+    let unobserved = named(&["dynamic", "dynamic-rows", "weight-only", "int4"])?;
+    if model == "stories260K" {
+        return Ok(unobserved);
+    }
     let default = preset("default")?;
     let weight = |format, mapping| QConfig {
         weight: Spec { format, mapping, ..default.weight.clone() },
@@ -94,9 +117,8 @@ fn configurations(model: &str) -> Result<Vec<(&'static str, QConfig)>> {
         ..default.clone()
     };
     let mut all = vec![("default", default.clone())];
-    for name in ["fbgemm", "x86", "qnnpack", "onednn", "tensorrt", "onnxruntime"] {
-        all.push((name, preset(name)?));
-    }
+    all.extend(named(&["fbgemm", "x86", "qnnpack", "onednn", "tensorrt", "onnxruntime"])?);
+    all.extend(unobserved);
     all.push((
         "per-tensor",
         QConfig { weight: Spec { per: Per::Tensor, ..default.weight.clone() }, ..default.clone() },
@@ -120,7 +142,10 @@ fn write(subject: &Subject, folder: &Path) -> Result<()> {
     let logits = run(&subject.evaluation, usize::MAX, |x| float.run(x))?;
     let labels = Tensor::vector(subject.labels.iter().map(|&l| l as i64).collect::<Vec<_>>());
     let inputs = joined(&subject.evaluation)?;
-    npz::write(&folder.join("float.npz"), [("inputs", &inputs), ("labels", &labels), ("logits", &logits)])?;
+    // Ranges that are found in each run are those of a batch.
+    let batch = Tensor::scalar(subject.evaluation[0].shape()[0] as i64);
+    let arrays = [("inputs", &inputs), ("labels", &labels), ("logits", &logits), ("batch", &batch)];
+    npz::write(&folder.join("float.npz"), arrays)?;
     for (name, config) in configurations(&subject.name)? {
         let most = if name == "default" { usize::MAX } else { FEW };
         let quantized = quantize(&float, config, first(&subject.calibration, most))
@@ -157,9 +182,10 @@ fn run(batches: &[Tensor], most: usize, model: impl Fn(&[Tensor]) -> Result<Vec<
 fn joined(batches: &[Tensor]) -> Result<Tensor> {
     let mut shape = batches[0].shape().to_vec();
     shape[0] = batches.iter().map(|b| b.shape()[0]).sum();
-    let mut data = Vec::with_capacity(shape.iter().product());
-    for batch in batches {
-        data.extend_from_slice(batch.slice::<f32>()?);
+    if batches[0].dtype() == DType::I64 {
+        let data = batches.iter().map(|b| b.slice::<i64>()).collect::<Result<Vec<_>>>()?;
+        return Tensor::new(&shape, data.concat());
     }
-    Tensor::new(&shape, data)
+    let data = batches.iter().map(|b| b.slice::<f32>()).collect::<Result<Vec<_>>>()?;
+    Tensor::new(&shape, data.concat())
 }

@@ -19,7 +19,7 @@ const CHUNK: usize = 1 << 15;
 
 /// `y[i][n] = (sum_k (q[i][k] - z) w[n][k]) as f32 * (s * s_w[n]) + bias[n]`, where
 /// `q`, `s` and `z` are what [`dynamic_step`] gives for the range of all `x`, or of
-/// its row `i` (docs/quantization.md, equation 21).
+/// its row `i` (docs/quantization.md, equation 23).
 #[derive(Clone, Debug)]
 pub struct DynamicLinear {
     weights: Arc<PackedWeights>,

@@ -12,7 +12,7 @@ use crate::tensor::{DType, Tensor};
 
 /// `y[p][c] = acc[p][c] as f32 * (s * s_w[c]) + bias[c]`, where the accumulators
 /// are those of [`QConv`](super::QConv) for the codes and parameters that the range
-/// of all images gives (docs/quantization.md, equation 21).
+/// of all images gives (docs/quantization.md, equation 23).
 ///
 /// Operand: f32 NHWC images.
 #[derive(Clone, Debug)]
