@@ -73,8 +73,8 @@ fn families(domain: &str) -> &'static [Readers] {
             topk::READERS,
             unary::READERS,
         ],
-        "com.microsoft" => &[],
-        "lowbit" => &[],
+        "com.microsoft" => &[recurrent::MICROSOFT_READERS],
+        "lowbit" => &[recurrent::LOWBIT_READERS],
         _ => &[],
     }
 }
