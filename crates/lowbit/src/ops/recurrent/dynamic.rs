@@ -6,7 +6,12 @@ use std::sync::Arc;
 use super::matrix::{Packed, PackedCodes};
 use super::{Cell, PackedWeights, Recurrent};
 use crate::error::{Error, Result, invalid};
+use crate::graph::{Builder, Graph, Var};
 use crate::op::{Attributes, Dim, Fact, Op, ReadOp, Reading, arity, optional, optional_fact};
+use crate::ops::binary::Arithmetic;
+use crate::ops::cast::Cast;
+use crate::ops::layout::Transpose;
+use crate::ops::shape::Reshape;
 use crate::ops::{float, symbolic};
 use crate::qparams::{QParams, Range};
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
@@ -28,6 +33,8 @@ pub(in crate::ops) const LOWBIT_READERS: &[(&str, ReadOp)] = &[
 /// onnxruntime's `DynamicQuantizeLSTM` (domain `com.microsoft`), and the same of
 /// GRU and RNN (domain `lowbit`): a [`Recurrent`] in f32 whose W and R are in 8
 /// bits, and whose products are of integers (docs/quantization.md, equation 20).
+/// Files hold GRU and RNN as functions: other runtimes dequantize the weights and
+/// compute in float.
 ///
 /// The operands are those of the [`Recurrent`], with W `[D, I, G H]` and R
 /// `[D, H, G H]` in int8 or uint8, and then the scale and the zero point of W and
@@ -58,7 +65,9 @@ pub struct DynamicRecurrent(
     pub Recurrent,
 );
 
-/// Names of the operands behind those of the [`Recurrent`].
+/// Names of the operands of a [`Recurrent`].
+const OPERANDS: [&str; 8] = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"];
+/// Names of the operands behind these.
 const PARAMETERS: [&str; 4] = ["W_scale", "W_zero_point", "R_scale", "R_zero_point"];
 
 impl DynamicRecurrent {
@@ -78,6 +87,33 @@ impl DynamicRecurrent {
     /// Where the scale of W is among the operands.
     fn first_parameter(&self) -> usize {
         self.0.most_operands()
+    }
+
+    /// The operator with its weights dequantized, and nothing else quantized.
+    fn in_float(&self, inputs: &[&Fact]) -> Result<Graph> {
+        let first = self.first_parameter();
+        let mut b = Builder::default();
+        let names = OPERANDS[..first].iter().chain(&PARAMETERS);
+        let given: Vec<Var> = names.zip(inputs).map(|(name, f)| b.input(name, (*f).clone())).collect();
+        // `[D]` or `[D, G H]` along the axes of `[D, depth, G H]`.
+        let along = b.constant("along", Tensor::vector(vec![0i64, 1, -1]));
+        let mut operands = given[..first].to_vec();
+        for i in [1, 2] {
+            let name = |part: &str| format!("{}_{part}", OPERANDS[i]);
+            let (scale, zero) = (given[first + 2 * (i - 1)], given[first + 2 * (i - 1) + 1]);
+            let real = Arc::new(Cast { to: DType::F32 });
+            let codes = b.apply(&name("codes"), real.clone(), &[given[i]])?;
+            let zero = b.apply(&name("zero"), real, &[zero])?;
+            let zero = b.apply(&name("zeros"), Arc::new(Reshape::default()), &[zero, along])?;
+            let scale = b.apply(&name("scales"), Arc::new(Reshape::default()), &[scale, along])?;
+            let steps = b.apply(&name("steps"), Arc::new(Arithmetic::Sub), &[codes, zero])?;
+            let values = b.apply(&name("values"), Arc::new(Arithmetic::Mul), &[steps, scale])?;
+            let turned = Transpose { perm: Some(vec![0, 2, 1]) };
+            operands[i] = b.apply(&name("f32"), Arc::new(turned), &[values])?;
+        }
+        let outputs = &["Y", "Y_h", "Y_c"][..1 + self.0.states()];
+        let made = b.apply_all(self.0.name(), Arc::new(self.0.clone()), &operands, outputs)?;
+        b.finish(outputs.iter().map(|name| name.to_string()).zip(made))
     }
 
     /// The weights among the operands, ready to be multiplied. Their types and
@@ -206,6 +242,10 @@ impl Op for DynamicRecurrent {
 
     fn attributes(&self) -> Attributes {
         self.0.attributes()
+    }
+
+    fn function(&self, inputs: &[&Fact]) -> Option<Result<Graph>> {
+        (self.domain() == "lowbit").then(|| self.in_float(inputs))
     }
 
     fn macs(&self, inputs: &[&Fact], outputs: &[&Fact]) -> u64 {

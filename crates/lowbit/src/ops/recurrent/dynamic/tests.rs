@@ -302,6 +302,15 @@ fn quantized_weights_are_near_the_float_ones() {
             all[3..op.first_parameter()].fill(&absent);
             operands.iter().for_each(|(i, t)| all[*i] = t);
             let (found, want) = (op.eval(&all).unwrap(), float.eval(&[&x, &w, &r]).unwrap());
+            if let Some(function) = op.function(&symbolic::facts(&all).iter().collect::<Vec<_>>()) {
+                let all: Vec<Tensor> = all.iter().map(|t| (*t).clone()).collect();
+                let inexact = function.unwrap().run(&all).unwrap();
+                let pairs = inexact[0].slice::<f32>().unwrap().iter().zip(found[0].slice::<f32>().unwrap());
+                let most = pairs.fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(most > 0.0 && most < 0.05, "{cell:?} {per_channel}: function differs by {most}");
+            } else {
+                assert_eq!(cell, LSTM);
+            }
             let shape: &[usize] = if per_channel { &[d, gates * h] } else { &[d] };
             assert_eq!(all[op.first_parameter()].shape(), shape);
             let square = |x: f32| f64::from(x) * f64::from(x);
