@@ -4,6 +4,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from control_models import control
+from dynamic_models import dynamic
 from maker import FLOAT, INT64, Maker, node
 from quantized_models import quantized
 from recurrent_models import recurrent
@@ -449,6 +450,6 @@ def other_operators(m):
 def models():
     """(name, model, inputs) of each."""
     maker = Maker()
-    for family in (old_forms, layouts, other_operators, quantized, recurrent, control):
+    for family in (old_forms, layouts, other_operators, quantized, recurrent, control, dynamic):
         family(maker)
     return maker.made

@@ -13,24 +13,30 @@ def weights(m, gates, directions):
     return {"w": m.f32(directions, rows, INPUT), "r": m.f32(directions, rows, HIDDEN), "b": m.f32(directions, 2 * rows)}
 
 
+def steps_first():
+    """x, `[batch, steps, input]`, with the steps first, as xt."""
+    return node("Transpose", "x", "xt", perm=[1, 0, 2])
+
+
+def states(m, directions, names):
+    """First states, `[batch, directions, hidden]`, and what puts the directions first, with a t behind the name."""
+    values = {name: m.f32(BATCH, directions, HIDDEN) for name in names}
+    return values, [node("Transpose", name, f"{name}t", perm=[1, 0, 2]) for name in names]
+
+
 def recurrent(m):
     """All take x as [batch, steps, input] and states as [batch, directions, hidden], so that the batch is dynamic."""
     x = {"x": m.f32(BATCH, STEPS, INPUT)}
-    steps_first = node("Transpose", "x", "xt", perm=[1, 0, 2])
     lengths = {"n": np.array([6, 1, 4], np.int32)}
-
-    def states(directions, names):
-        values = {name: m.f32(BATCH, directions, HIDDEN) for name in names}
-        return values, [node("Transpose", name, f"{name}t", perm=[1, 0, 2]) for name in names]
 
     def add(name, opset, operator, constants, inputs=x, before=()):
         ranks = {key: 4 if key == "y" else 3 for key in operator.output if key}
         outputs = {key: (FLOAT, rank) for key, rank in ranks.items()}
-        m.add(name, opset, [steps_first, *before, operator], inputs, outputs, constants)
+        m.add(name, opset, [steps_first(), *before, operator], inputs, outputs, constants)
 
     both = {"direction": "bidirectional", "hidden_size": HIDDEN}
     add("gru_bidirectional", 14, node("GRU", "xt w r b", "y h", **both), weights(m, 3, 2))
-    given, before = states(1, ["h0"])
+    given, before = states(m, 1, ["h0"])
     add(
         "gru_reverse_lengths",
         7,
@@ -56,7 +62,7 @@ def recurrent(m):
         {key: value for key, value in weights(m, 1, 1).items() if key != "b"},
     )
     add("rnn_lengths", 7, node("RNN", "xt w r b n", "- h", **both), weights(m, 1, 2) | lengths)
-    given, before = states(2, ["h0", "c0"])
+    given, before = states(m, 2, ["h0", "c0"])
     peepholes = weights(m, 4, 2) | lengths | {"p": m.f32(2, 3 * HIDDEN)}
     add("lstm_peepholes", 14, node("LSTM", "xt w r b n h0t c0t p", "y h c", **both), peepholes, x | given, before)
     add(

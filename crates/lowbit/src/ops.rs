@@ -73,8 +73,8 @@ fn families(domain: &str) -> &'static [Readers] {
             topk::READERS,
             unary::READERS,
         ],
-        "com.microsoft" => &[],
-        "lowbit" => &[quantize::LOWBIT_READERS],
+        "com.microsoft" => &[recurrent::MICROSOFT_READERS],
+        "lowbit" => &[quantize::LOWBIT_READERS, recurrent::LOWBIT_READERS],
         _ => &[],
     }
 }

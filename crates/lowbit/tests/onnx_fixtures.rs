@@ -52,7 +52,7 @@ fn fixtures() -> Vec<Fixture> {
     let mut paths: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
     paths.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
     paths.sort();
-    assert!(paths.len() >= 232, "{} models in {}", paths.len(), folder.display());
+    assert!(paths.len() >= 241, "{} models in {}", paths.len(), folder.display());
     paths
         .into_iter()
         .map(|path| Fixture {

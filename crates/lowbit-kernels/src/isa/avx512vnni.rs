@@ -42,8 +42,8 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
     macro_rules! by_count {
         ($($rows:literal)*) => {
             match (count, panel.width() <= LANES) {
-                $(($rows, true) => sized::<$rows, 1, LANES>(rows, first, panel, epilogue),
-                ($rows, false) => sized::<$rows, 2, NR>(rows, first, panel, epilogue),)*
+                $(($rows, true) => sized::<$rows, 1, LANES, { chains($rows) }>(rows, first, panel, epilogue),
+                ($rows, false) => sized::<$rows, 2, NR, { chains($rows) }>(rows, first, panel, epilogue),)*
                 _ => unreachable!("{count} rows in a tile of {ROWS}"),
             }
         };
@@ -56,9 +56,19 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
 #[repr(align(64))]
 struct Aligned<T: ?Sized>(T);
 
-/// A tile of `R` rows by `V` vectors, that is `W = V * LANES` columns.
+/// Parts of the depth with accumulators of their own, so that even a tile of few
+/// rows has as many sums in flight as the dot products take cycles.
+const fn chains(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2..=3 => 2,
+        _ => 1,
+    }
+}
+
+/// A tile of `R` rows by `V` vectors, that is `W = V * LANES` columns, in `C` chains.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn sized<const R: usize, const V: usize, const W: usize>(
+fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
     rows: &Rows<'_>,
     first: usize,
     panel: &Panel<'_>,
@@ -66,21 +76,33 @@ fn sized<const R: usize, const V: usize, const W: usize>(
 ) {
     const { assert!(W == V * LANES) };
     let depth = rows.depth();
-    let mut acc = [[_mm512_setzero_si512(); V]; R];
+    let mut chains = [[[_mm512_setzero_si512(); V]; R]; C];
     let starts = rows.starts::<R>(first);
     for (tap, &offset) in rows.offsets().iter().enumerate() {
         let (whole, last) = panel.groups(tap).split_at(depth / KR);
-        for (g, group) in whole.iter().enumerate() {
-            let b = load::<V>(group);
-            for (acc, start) in acc.iter_mut().zip(starts) {
-                // SAFETY: `depth` bytes can be read at the tap's offset and `g < depth / KR`,
-                // so the four bytes from `KR * g` are among them.
-                let word = unsafe { start.add(offset + KR * g).cast::<i32>().read_unaligned() };
-                for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(word), b);
+        let (together, rest) = whole.as_chunks::<C>();
+        macro_rules! add {
+            ($chain:expr, $g:expr, $group:expr) => {
+                let b = load::<V>($group);
+                for (acc, start) in $chain.iter_mut().zip(starts) {
+                    // SAFETY: `depth` bytes can be read at the tap's offset and `$g < depth / KR`,
+                    // so the four bytes from `KR * $g` are among them.
+                    let word = unsafe { start.add(offset + KR * $g).cast::<i32>().read_unaligned() };
+                    for (acc, b) in acc.iter_mut().zip(b) {
+                        *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(word), b);
+                    }
                 }
+            };
+        }
+        for (i, groups) in together.iter().enumerate() {
+            for (c, (chain, group)) in chains.iter_mut().zip(groups).enumerate() {
+                add!(chain, C * i + c, group);
             }
         }
+        for (g, group) in (C * together.len()..).zip(rest) {
+            add!(chains[0], g, group);
+        }
+        let acc = &mut chains[0];
         if let [group] = last {
             let b = load::<V>(group);
             // Apart from the accumulators, which stay in registers only in a loop that is unrolled.
@@ -93,11 +115,17 @@ fn sized<const R: usize, const V: usize, const W: usize>(
             }
         }
     }
+    let (acc, others) = chains.split_first_mut().expect("at least one chain");
+    for other in others {
+        for (acc, other) in acc.as_flattened_mut().iter_mut().zip(other.as_flattened()) {
+            *acc = _mm512_add_epi32(*acc, *other);
+        }
+    }
     let mut sums = Aligned([[0i32; W]; R]);
     for (sums, acc) in sums.0.iter_mut().zip(acc) {
         for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
             // SAFETY: `sums` is 64 writable bytes.
-            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc) };
+            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *acc) };
         }
     }
     match epilogue.requantizing() {

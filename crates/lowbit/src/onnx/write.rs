@@ -230,7 +230,7 @@ impl Writer<'_> {
         };
         let proto = NodeProto {
             name: (!implied).then(|| node.name.clone()),
-            op_type: Some(self.functions.name(graph, op, inputs)?),
+            op_type: Some(self.functions.name(graph, node, op, inputs)?),
             domain: (!op.domain().is_empty()).then(|| op.domain().into()),
             input,
             output: node.outputs.iter().map(|o| o.name.clone()).collect(),

@@ -6,7 +6,9 @@
 //! and then the state, with the same bits on every CPU and any number of threads.
 
 mod activation;
+mod dynamic;
 mod layer;
+mod matrix;
 #[cfg(test)]
 mod tests;
 
@@ -15,13 +17,17 @@ use std::sync::Arc;
 
 use self::activation::Parameters;
 use self::layer::{Layer, State, Weights};
+use self::matrix::{Input, Packed, PackedValues};
 use super::{float, symbolic};
 use crate::error::{Error, Result, invalid};
 use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, Reading, arity, optional, optional_fact};
 use crate::ops::strided::permuted;
+use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Tensor, element_count};
 
 pub use activation::Activation;
+pub use dynamic::{DynamicRecurrent, quantize_recurrent};
+pub(super) use dynamic::{LOWBIT_READERS, MICROSOFT_READERS};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("LSTM", |r| {
@@ -149,6 +155,10 @@ struct Sizes {
 
 impl Recurrent {
     fn read(r: &mut Reading, cell: Cell) -> Result<Arc<dyn Op>> {
+        Ok(Arc::new(Recurrent::from(r, cell)?))
+    }
+
+    fn from(r: &mut Reading, cell: Cell) -> Result<Recurrent> {
         let direction = match r.text("direction")?.as_deref() {
             None | Some("forward") => Direction::Forward,
             Some("reverse") => Direction::Reverse,
@@ -182,7 +192,7 @@ impl Recurrent {
         };
         let op = Recurrent { cell, direction, hidden: hidden.transpose()?, activations, clip, batch_first };
         op.check_attributes()?;
-        Ok(Arc::new(op))
+        Ok(op)
     }
 
     fn check_attributes(&self) -> Result<()> {
@@ -214,31 +224,39 @@ impl Recurrent {
         if self.batch_first { [batch, outer, inner] } else { [outer, batch, inner] }
     }
 
-    /// Checks all operands, and gives their sizes.
-    fn sizes(&self, inputs: &[&Fact]) -> Result<Sizes> {
-        let states = self.states();
-        arity(inputs, 3, if states == 2 { 8 } else { 6 })?;
+    /// The number of operands that it can have.
+    pub(crate) fn most_operands(&self) -> usize {
+        if self.states() == 2 { 8 } else { 6 }
+    }
+
+    /// Checks the shapes of all operands, and gives their sizes. Those of W and R
+    /// end with the gates if they are `transposed`.
+    fn sizes(&self, inputs: &[&Fact], transposed: bool) -> Result<Sizes> {
         self.check_attributes()?;
-        let floats: Vec<&Fact> =
-            inputs.iter().enumerate().filter(|(i, _)| *i != 4).map(|(_, f)| *f).collect();
-        float::common(self.name(), &floats)?;
         let three = |i: usize, name: &str| match inputs[i].shape.as_slice() {
             [a, b, c] => Ok([a.clone(), b.clone(), c.clone()]),
             _ => Err(invalid!("{name} must have 3 dimensions, found {}", inputs[i])),
         };
         let [steps, batch, input] = self.laid_out(three(0, "X")?);
-        let [_, _, of_r] = three(2, "R")?;
+        let [_, last, next] = three(2, "R")?;
+        let of_r = if transposed { last } else { next };
         let hidden = match (self.hidden, of_r) {
             (Some(hidden), _) => Dim::Known(hidden),
-            (None, Dim::Known(0)) => return Err(invalid!("R has no columns: {}", inputs[2])),
+            (None, Dim::Known(0)) => {
+                return Err(invalid!("R is for a state without elements: {}", inputs[2]));
+            }
             (None, of_r) => of_r,
         };
         let times = |n: usize| symbolic::product([&Dim::Known(n), &hidden]);
         let (d, gates) = (Dim::Known(self.direction.count()), self.cell.gates());
         let state = || self.laid_out([d.clone(), batch.clone(), hidden.clone()]).to_vec();
+        let weights = |from: &Dim| match transposed {
+            false => vec![d.clone(), times(gates), from.clone()],
+            true => vec![d.clone(), from.clone(), times(gates)],
+        };
         let expected = [
-            ("W", vec![d.clone(), times(gates), input.clone()]),
-            ("R", vec![d.clone(), times(gates), hidden.clone()]),
+            ("W", weights(&input)),
+            ("R", weights(&hidden)),
             ("B", vec![d.clone(), times(2 * gates)]),
             ("sequence_lens", vec![batch.clone()]),
             ("initial_h", state()),
@@ -259,30 +277,57 @@ impl Recurrent {
         }
     }
 
+    /// The results' types and shapes.
+    fn results(&self, x: &Fact, Sizes { steps, batch, hidden }: Sizes) -> Vec<Fact> {
+        let d = Dim::Known(self.direction.count());
+        let y = match self.batch_first {
+            true => vec![batch.clone(), steps, d.clone(), hidden.clone()],
+            false => vec![steps, d.clone(), batch.clone(), hidden.clone()],
+        };
+        let state = x.with_shape(self.laid_out([d, batch, hidden]).to_vec());
+        let mut made = vec![x.with_shape(y)];
+        made.resize(1 + self.states(), state);
+        made
+    }
+
     /// The weights W, R, B and P, ready to be multiplied. Their shapes must be
     /// those that [`Op::infer`] asks for.
     ///
     /// # Errors
     /// If they are not of a float type.
     pub(crate) fn pack(&self, weights: [Option<&Tensor>; 4]) -> Result<PackedWeights> {
-        fn part<'a>(x: &'a Option<Cow<'_, [f32]>>, d: usize, directions: usize) -> Option<&'a [f32]> {
-            x.as_ref().map(|x| &x[d * (x.len() / directions)..][..x.len() / directions])
-        }
         let [input, hidden] =
             [0, 1].map(|i| weights[i].and_then(|t| t.shape().last().copied()).unwrap_or_default());
         let [w, r, b, p] = weights.map(|t| t.map(float::read).transpose());
-        let (w, r, b, p) = (w?, r?, b?, p?);
+        let (w, r) = (w?.unwrap_or_default(), r?.unwrap_or_default());
+        let matrices = |weights: &[f32], d: usize, depth: usize| -> Result<Vec<Packed>> {
+            let gate = |g: usize| {
+                let of_gate = &weights[(d * self.cell.gates() + g) * hidden * depth..][..hidden * depth];
+                Ok(Packed::Values(PackedValues::new(of_gate, hidden, depth)?))
+            };
+            (0..self.cell.gates()).map(gate).collect()
+        };
+        self.layers([input, hidden], [b?, p?], |d| Ok((matrices(&w, d, input)?, matrices(&r, d, hidden)?)))
+    }
+
+    /// The weights of all directions: B and P, and the matrices of W and R for
+    /// each direction.
+    fn layers(
+        &self,
+        [input, hidden]: [usize; 2],
+        [b, p]: [Option<Cow<'_, [f32]>>; 2],
+        matrices: impl Fn(usize) -> Result<(Vec<Packed>, Vec<Packed>)>,
+    ) -> Result<PackedWeights> {
+        fn part<'a>(x: &'a Option<Cow<'_, [f32]>>, d: usize, directions: usize) -> Option<&'a [f32]> {
+            x.as_ref().map(|x| &x[d * (x.len() / directions)..][..x.len() / directions])
+        }
         let directions = self.direction.count();
         let functions = self.cell.functions().len();
         let layer = |d| {
-            let weights = Weights {
-                w: part(&w, d, directions).unwrap_or_default(),
-                r: part(&r, d, directions).unwrap_or_default(),
-                b: part(&b, d, directions),
-                p: part(&p, d, directions),
-            };
+            let (w, r) = matrices(d)?;
+            let weights = Weights { w, r, b: part(&b, d, directions), p: part(&p, d, directions) };
             let activations = &self.activations[d * functions..][..functions];
-            Layer::new(self.cell, activations, self.clip, [input, hidden], &weights)
+            Ok(Layer::new(self.cell, activations, self.clip, [input, hidden], weights))
         };
         Ok(PackedWeights { layers: (0..directions).map(layer).collect::<Result<_>>()?, hidden })
     }
@@ -304,11 +349,18 @@ impl Recurrent {
         let &[steps, batch, input] = x.shape() else {
             return Err(invalid!("X must have 3 dimensions, found {:?}", x.shape()));
         };
-        let x = float::read(&x)?;
         let (directions, hidden) = (weights.layers.len(), weights.hidden);
         let y_shape = [steps, directions, batch, hidden];
-        let mut y = vec![0.0; element_count(&y_shape)?];
         let lengths = Recurrent::lengths(lengths, steps, batch)?;
+        let count = element_count(&y_shape)?;
+        let all = lengths.iter().all(|l| *l == steps);
+        let mut y = if all { buffer(count) } else { vec![0.0; count] };
+        let seen = lengths.iter().copied().max().unwrap_or(0);
+        let x = float::read(&x)?;
+        let x = match weights.layers.iter().any(Layer::is_coded) {
+            true => Input::quantized(&x[..seen * batch * input]),
+            false => Input::Values(x),
+        };
         let of_state = batch * hidden;
         let first = |t: Option<&Tensor>| match t {
             Some(t) => Ok::<_, Error>(float::read(&outer_first(t)?)?.into_owned()),
@@ -317,10 +369,10 @@ impl Recurrent {
         let (mut h, mut c) = (first(h)?, if self.states() == 2 { first(c)? } else { vec![] });
         for (d, layer) in weights.layers.iter().enumerate() {
             let reverse = d == 1 || self.direction == Direction::Reverse;
-            let seen = if reverse { Cow::Owned(reversed(&x, &lengths, input)) } else { Cow::Borrowed(&*x) };
+            let x = if reverse { &x.reversed(&lengths, input) } else { &x };
             let own = d * of_state..(d + 1) * of_state;
             let mut state = State { h: &mut h[own.clone()], c: c.get_mut(own).unwrap_or_default() };
-            layer.run(&seen, &lengths, &mut state, |step, n, h| {
+            layer.run(x, &lengths, &mut state, |step, n, h| {
                 let at = if reverse { lengths[n] - 1 - step } else { step };
                 let row = (at * directions + d) * batch + n;
                 y[row * hidden..][..hidden].copy_from_slice(h);
@@ -363,16 +415,11 @@ impl Op for Recurrent {
     }
 
     fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
-        let Sizes { steps, batch, hidden } = self.sizes(inputs)?;
-        let d = Dim::Known(self.direction.count());
-        let y = match self.batch_first {
-            true => vec![batch.clone(), steps, d.clone(), hidden.clone()],
-            false => vec![steps, d.clone(), batch.clone(), hidden.clone()],
-        };
-        let state = inputs[0].with_shape(self.laid_out([d, batch, hidden]).to_vec());
-        let mut made = vec![inputs[0].with_shape(y)];
-        made.resize(1 + self.states(), state);
-        Ok(made)
+        arity(inputs, 3, self.most_operands())?;
+        let floats: Vec<&Fact> =
+            inputs.iter().enumerate().filter(|(i, _)| *i != 4).map(|(_, f)| *f).collect();
+        float::common(self.name(), &floats)?;
+        Ok(self.results(inputs[0], self.sizes(inputs, false)?))
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -414,18 +461,4 @@ impl Op for Recurrent {
         let of_each = self.cell.gates().saturating_mul(columns(1).saturating_add(columns(2)));
         outputs[0].elements().saturating_mul(of_each as u64)
     }
-}
-
-/// `x`, `[step][batch][input]`, with the steps of each sequence in reverse
-/// order; what lies beyond its end stays.
-fn reversed(x: &[f32], lengths: &[usize], input: usize) -> Vec<f32> {
-    let mut y = x.to_vec();
-    let row =
-        |step: usize, n: usize| (step * lengths.len() + n) * input..(step * lengths.len() + n + 1) * input;
-    for (n, &length) in lengths.iter().enumerate() {
-        for step in 0..length {
-            y[row(length - 1 - step, n)].copy_from_slice(&x[row(step, n)]);
-        }
-    }
-    y
 }

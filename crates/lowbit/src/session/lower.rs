@@ -329,7 +329,9 @@ impl Lowering<'_> {
         let mut report =
             Report { isa: Kernels::best().name().into(), macs: self.old.macs(), ..Report::default() };
         for (v, node, op, _) in lowered.applied() {
-            if op.domain() == "lowbit" || matches!(op.name(), "ConvInteger" | "MatMulInteger") {
+            if op.domain() == "lowbit"
+                || matches!(op.name(), "ConvInteger" | "MatMulInteger" | "DynamicQuantizeLSTM")
+            {
                 report.integer_macs += lowered.node_macs(v);
                 report.integer_nodes += 1;
                 continue;

@@ -8,7 +8,7 @@ use lowbit_onnx::proto::{
 
 use super::{LEAST_OPSET, Writer};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Var};
+use crate::graph::{Graph, Node, Var};
 use crate::op::{Fact, Op};
 
 /// The functions that a model's operators are.
@@ -37,13 +37,13 @@ impl Functions {
     pub fn collect(&mut self, graph: &Graph) -> Result<()> {
         for (_, node, op, inputs) in graph.applied() {
             op.bodies().iter().try_for_each(|body| self.collect(body))?;
-            self.add(graph, &**op, inputs).map_err(|e| e.at(&node.name))?;
+            self.add(graph, node, &**op, inputs).map_err(|e| e.at(&node.name))?;
         }
         Ok(())
     }
 
-    fn add(&mut self, graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Result<()> {
-        let Some((body, form)) = function_of(graph, op, inputs)? else { return Ok(()) };
+    fn add(&mut self, graph: &Graph, node: &Node, op: &dyn Op, inputs: &[Var]) -> Result<()> {
+        let Some((body, form)) = function_of(graph, node, op, inputs)? else { return Ok(()) };
         let attributes = op.attributes().into_iter().map(|(name, _)| name);
         if let Some(f) = self.0.iter_mut().find(|f| f.is(op) && f.form == form) {
             for name in attributes {
@@ -74,8 +74,8 @@ impl Functions {
     ///
     /// # Errors
     /// As [`Functions::collect`].
-    pub fn name(&self, graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Result<String> {
-        let form = function_of(graph, op, inputs)?.map(|(_, form)| form);
+    pub fn name(&self, graph: &Graph, node: &Node, op: &dyn Op, inputs: &[Var]) -> Result<String> {
+        let form = function_of(graph, node, op, inputs)?.map(|(_, form)| form);
         let function = form.and_then(|form| self.0.iter().find(|f| f.is(op) && f.form == form));
         Ok(function.map_or(op.name().into(), |f| f.name.clone()))
     }
@@ -91,6 +91,7 @@ impl Functions {
                 domain: Some(f.domain.into()),
                 attribute: f.attributes.iter().map(|a| (*a).into()).collect(),
                 opset_import: imports.to_vec(),
+                output: f.form.output.clone(),
                 ..form(writer, &f.body)?
             })
         };
@@ -104,8 +105,14 @@ impl Function {
     }
 }
 
-/// The function that an operator is on these operands, and its form.
-fn function_of(graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Result<Option<(Graph, FunctionProto)>> {
+/// The function that an operator is on these operands, and its form, with the
+/// outputs that the node names: onnxruntime 1.23 aborts where there are more.
+fn function_of(
+    graph: &Graph,
+    node: &Node,
+    op: &dyn Op,
+    inputs: &[Var],
+) -> Result<Option<(Graph, FunctionProto)>> {
     let facts: Vec<&Fact> = inputs.iter().map(|v| graph.fact(*v)).collect();
     let Some(body) = op.function(&facts).transpose()? else { return Ok(None) };
     if let Some((_, _, inner, _)) = body.applied().find(|(_, _, op, _)| !op.domain().is_empty()) {
@@ -114,7 +121,8 @@ fn function_of(graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Result<Option<(Gra
     }
     let (functions, shared) = (Functions::default(), BTreeMap::new());
     let writer = Writer { opset: LEAST_OPSET, functions: &functions, shared: &shared };
-    let form = form(&writer, &body)?;
+    let mut form = form(&writer, &body)?;
+    form.output.truncate(node.outputs.len());
     Ok(Some((body, form)))
 }
 

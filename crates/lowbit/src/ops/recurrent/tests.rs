@@ -379,7 +379,7 @@ fn operands_that_do_not_fit_are_errors() {
         (1, noise(&[1, 20, 3], 0), "W must have shape [1,20,4], found f32[1,20,3]"),
         (1, noise(&[2, 20, 4], 0), "W must have shape [1,20,4], found f32[2,20,4]"),
         (2, noise(&[1, 15, 5], 0), "R must have shape [1,20,5], found f32[1,15,5]"),
-        (2, noise(&[1, 20, 0], 0), "R has no columns: f32[1,20,0]"),
+        (2, noise(&[1, 20, 0], 0), "R is for a state without elements: f32[1,20,0]"),
         (3, noise(&[1, 20], 0), "B must have shape [1,40], found f32[1,20]"),
         (4, Tensor::vector(vec![6i32, 7]), "sequence_lens[1] = 7 is no length of a sequence in 6 steps"),
         (4, Tensor::vector(vec![-1i32, 2]), "sequence_lens[0] = -1 is no length of a sequence in 6 steps"),

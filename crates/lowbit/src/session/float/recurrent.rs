@@ -1,71 +1,90 @@
-//! Recurrent operators with constant weights.
+//! Recurrent operators with constant weights, in f32 or in codes.
 
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::op::{Fact, Op, optional};
-use crate::ops::recurrent::{Cell, PackedWeights, Recurrent};
+use crate::ops::recurrent::{Cell, DynamicRecurrent, PackedWeights, Recurrent};
 use crate::tensor::{DType, Tensor};
 
-/// Where operands of a [`Recurrent`] lie: the weights W, R, B and P, and x, the
-/// lengths and the first states.
-const WEIGHTS: [usize; 4] = [1, 2, 3, 7];
+/// Where the operands of a [`PackedRecurrent`] lie among those that it had: x,
+/// the lengths and the first states.
 const OTHERS: [usize; 4] = [0, 4, 5, 6];
 
-/// The graph with the constant weights of every f32 LSTM, GRU and RNN packed.
+/// The graph with the constant weights of every LSTM, GRU and RNN packed, of f32
+/// values and of codes.
 pub fn pack_recurrent(graph: &Graph) -> Result<Graph> {
     graph.rebuild(|b, _, node, inputs| {
         let Kind::Apply { op, .. } = &node.kind else { return b.copy(node, inputs) };
-        let Some(packed) = packed(b, &**op, inputs)? else { return b.copy(node, inputs) };
-        let operand = |i: usize| inputs.get(i).copied();
+        let Some(packed) = packed(b, op, inputs)? else { return b.copy(node, inputs) };
+        let operand = |i: usize| inputs.get(i).copied().filter(|_| i < packed.first_parameter);
         let given: Vec<Var> = OTHERS.iter().map(|i| operand(*i).unwrap_or_else(|| b.absent())).collect();
         b.replace(node, Arc::new(packed), &given)
     })
 }
 
-fn packed(b: &Builder, op: &dyn Op, inputs: &[Var]) -> Result<Option<PackedRecurrent>> {
-    let Some(op) = op.is::<Recurrent>() else { return Ok(None) };
+fn packed(b: &Builder, op: &Arc<dyn Op>, inputs: &[Var]) -> Result<Option<PackedRecurrent>> {
+    let (coded, float) = (op.is::<DynamicRecurrent>(), op.is::<Recurrent>());
+    let Some(float) = coded.map(|op| &op.0).or(float) else { return Ok(None) };
     let graph = b.so_far();
-    let weights: Option<Vec<&Tensor>> =
-        WEIGHTS.iter().filter_map(|i| inputs.get(*i)).map(|v| graph.constant(*v)).collect();
+    let first_parameter = float.most_operands();
+    let weights: Option<Vec<(usize, &Tensor)>> = (0..inputs.len())
+        .filter(|i| !OTHERS.contains(i) || *i >= first_parameter)
+        .map(|i| Some((i, graph.constant(inputs[i])?)))
+        .collect();
     let Some(weights) = weights.filter(|_| graph.fact(inputs[0]).dtype == DType::F32) else {
         return Ok(None);
     };
-    let facts = weights.iter().map(|t| Fact::of(t)).collect();
-    let packed = op.pack([0, 1, 2, 3].map(|i| optional(&weights, i)))?;
-    Ok(Some(PackedRecurrent { op: op.clone(), facts, weights: Arc::new(packed) }))
+    let absent = Tensor::vector(Vec::<f32>::new());
+    let mut operands = vec![&absent; inputs.len()];
+    weights.iter().for_each(|(i, t)| operands[*i] = t);
+    let packed = match coded {
+        Some(op) => op.pack(&operands)?,
+        None => float.pack([1, 2, 3, 7].map(|i| optional(&operands, i)))?,
+    };
+    let facts = weights.iter().map(|(i, t)| (*i, Fact::of(t))).collect();
+    let (op, float) = (op.clone(), float.clone());
+    Ok(Some(PackedRecurrent { op, float, first_parameter, facts, weights: Arc::new(packed) }))
 }
 
-/// A [`Recurrent`] with its weights packed; the operands are x, the lengths and
-/// the first states.
+/// A [`Recurrent`] or [`DynamicRecurrent`] with its weights packed; the operands
+/// are x, the lengths and the first states.
 #[derive(Clone, Debug)]
 struct PackedRecurrent {
-    op: Recurrent,
-    /// Of W, R, and B and P where they are given.
-    facts: Vec<Fact>,
+    op: Arc<dyn Op>,
+    /// The same in float.
+    float: Recurrent,
+    /// Operands from this one on are none of the [`Recurrent`].
+    first_parameter: usize,
+    /// Of the weights.
+    facts: Vec<(usize, Fact)>,
     weights: Arc<PackedWeights>,
 }
 
 impl PackedRecurrent {
-    /// The operands as the [`Recurrent`] has them.
+    /// The operands as the operator had them.
     fn operands<'a>(&'a self, x: &[&'a Fact], absent: &'a Fact) -> Vec<&'a Fact> {
-        let mut all = vec![absent; 8];
-        for (at, fact) in OTHERS.iter().zip(x.iter().copied()).chain(WEIGHTS.iter().zip(&self.facts)) {
-            all[*at] = fact;
+        let given = OTHERS.iter().copied().zip(x.iter().copied());
+        let given = given.filter(|(_, f)| !f.is_absent()).chain(self.facts.iter().map(|(i, f)| (*i, f)));
+        let mut all = vec![];
+        for (i, fact) in given {
+            all.resize(all.len().max(i + 1), absent);
+            all[i] = fact;
         }
-        let given = all.iter().rposition(|f| !f.is_absent()).map_or(0, |last| last + 1);
-        all.truncate(given);
         all
     }
 }
 
 impl Op for PackedRecurrent {
     fn name(&self) -> &'static str {
-        match self.op.cell {
-            Cell::Lstm { .. } => "PackedLSTM",
-            Cell::Gru { .. } => "PackedGRU",
-            Cell::Rnn => "PackedRNN",
+        match (self.float.cell, self.op.is::<DynamicRecurrent>()) {
+            (Cell::Lstm { .. }, None) => "PackedLSTM",
+            (Cell::Gru { .. }, None) => "PackedGRU",
+            (Cell::Rnn, None) => "PackedRNN",
+            (Cell::Lstm { .. }, Some(_)) => "QLSTM",
+            (Cell::Gru { .. }, Some(_)) => "QGRU",
+            (Cell::Rnn, Some(_)) => "QRNN",
         }
     }
     fn domain(&self) -> &'static str {
@@ -77,7 +96,7 @@ impl Op for PackedRecurrent {
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         let facts: Vec<Fact> = x.iter().map(|t| Fact::of(t)).collect();
         self.infer(&facts.iter().collect::<Vec<_>>())?;
-        self.op.run(&self.weights, x[0], [1, 2, 3].map(|i| optional(x, i)))
+        self.float.run(&self.weights, x[0], [1, 2, 3].map(|i| optional(x, i)))
     }
     fn macs(&self, x: &[&Fact], y: &[&Fact]) -> u64 {
         self.op.macs(&self.operands(x, &Fact::new(DType::F32, [0])), y)
@@ -87,7 +106,9 @@ impl Op for PackedRecurrent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::recurrent::{Activation, Direction};
+    use crate::op::Dim;
+    use crate::ops::recurrent::{Activation, Direction, quantize_recurrent};
+    use crate::session::Session;
 
     fn noise(shape: &[usize], seed: usize) -> Tensor {
         let n = shape.iter().product::<usize>();
@@ -153,6 +174,87 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// A graph of one forward layer with inputs x `[T, 2, 3]`, h and c, its weights
+    /// in 8 bits if `coded`.
+    fn stateful(cell: Cell, functions: &[Activation], gates: usize, coded: bool) -> Graph {
+        let h = 40;
+        let float = Recurrent {
+            cell,
+            direction: Direction::Forward,
+            hidden: Some(h),
+            activations: functions.to_vec(),
+            clip: None,
+            batch_first: false,
+        };
+        let states = if gates == 4 { 2 } else { 1 };
+        let (w, r) = (noise(&[1, gates * h, 3], 1), noise(&[1, gates * h, h], 2));
+        let mut b = Builder::default();
+        let x = b.input("x", Fact::new(DType::F32, [Dim::Named("T".into()), 2.into(), 3.into()]));
+        let mut operands = vec![b.absent(); float.most_operands() + if coded { 4 } else { 0 }];
+        operands[0] = x;
+        operands[3] = b.constant("b", noise(&[1, 2 * gates * h], 3));
+        for i in 0..states {
+            operands[5 + i] = b.input(["h", "c"][i], Fact::new(DType::F32, [1, 2, h]));
+        }
+        let op: Arc<dyn Op> = if coded {
+            let (op, constants) = quantize_recurrent(&float, &w, &r, true).unwrap().unwrap();
+            for (i, t) in constants {
+                operands[i] = b.constant(&format!("w{i}"), t);
+            }
+            Arc::new(op)
+        } else {
+            (operands[1], operands[2]) = (b.constant("w", w), b.constant("r", r));
+            Arc::new(float)
+        };
+        let names = &["y", "y_h", "y_c"][..1 + states];
+        let made = b.apply_all("layer", op, &operands, names).unwrap();
+        b.finish(names.iter().map(|n| n.to_string()).zip(made)).unwrap()
+    }
+
+    /// Steps run one by one, the caller carrying the state, are those of one run:
+    /// exactly in float, and nearly in codes, whose ranges then differ.
+    #[test]
+    fn the_caller_carries_the_state() {
+        use Activation::{Sigmoid, Tanh};
+        let cases: [(Cell, &[Activation], usize); 3] = [
+            (Cell::Lstm { input_forget: false }, &[Sigmoid, Tanh, Tanh], 4),
+            (Cell::Gru { linear_before_reset: false }, &[Sigmoid, Tanh], 3),
+            (Cell::Rnn, &[Tanh], 1),
+        ];
+        let steps = 6;
+        let x = noise(&[steps, 2, 3], 5);
+        let mut failures = vec![];
+        for (cell, functions, gates) in cases {
+            for coded in [false, true] {
+                let graph = stateful(cell, functions, gates, coded);
+                let session = Session::compile(&graph).unwrap();
+                let name = session.graph().applied().next().unwrap().2.name();
+                let mut state: Vec<Tensor> =
+                    (1..graph.inputs().len()).map(|i| noise(&[1, 2, 40], 6 + i)).collect();
+                let whole = session.run(&[vec![x.clone()], state.clone()].concat()).unwrap();
+                let mut y = vec![];
+                for frame in x.slice::<f32>().unwrap().chunks(6) {
+                    let x = Tensor::new(&[1, 2, 3], frame.to_vec()).unwrap();
+                    let inputs = [vec![x], state].concat();
+                    let mut made = session.run(&inputs).unwrap();
+                    if made != graph.run(&inputs).unwrap() {
+                        failures.push(format!("{name}: not what the graph gives"));
+                    }
+                    state = made.split_off(1);
+                    y.extend_from_slice(made[0].slice::<f32>().unwrap());
+                }
+                let want = whole[0].slice::<f32>().unwrap();
+                let most = y.iter().zip(want).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                if !name.starts_with(if coded { "Q" } else { "Packed" })
+                    || most > if coded { 0.05 } else { 0.0 }
+                {
+                    failures.push(format!("{name}: {most}"));
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
     }
 
     #[test]
