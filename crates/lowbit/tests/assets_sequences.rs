@@ -134,9 +134,18 @@ fn quantized(graph: &Graph, name: &str) -> Graph {
 fn quantized_speech_is_found_in_the_same_frames() {
     let Some(assets) = assets::find("quantized_speech_is_found_in_the_same_frames") else { return };
     let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
+    let small = quantized(&graph, "dynamic");
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = |graph: &Graph| {
+        let path = folder.path().join("model.onnx");
+        onnx::save(graph, &path).unwrap();
+        std::fs::metadata(path).unwrap().len()
+    };
+    assert!(bytes(&small) * 10 <= bytes(&graph) * 4, "{} of {} bytes", bytes(&small), bytes(&graph));
     let samples = samples(&assets.join("data/vad_test.wav"));
-    let [want, found] = [graph.clone(), quantized(&graph, "dynamic")].map(|graph| {
+    let [want, found] = [graph, small].map(|graph| {
         let session = Session::compile(&graph).unwrap();
+        println!("{:.3}", session.report().coverage());
         speech(&samples, |x| session.run(x))
     });
     let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::op::Quant;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
+use crate::ops::recurrent::Recurrent;
 use crate::qconfig::Per;
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
@@ -97,9 +98,12 @@ impl Converting<'_> {
             Some(Weighted { w, axis, bias, point, source })
         });
         let dynamic = old.first().and_then(|x| self.prepared.graph.made_by::<DynamicOp>(*x));
-        if let Some((DynamicOp { per, .. }, _)) = dynamic {
-            match per {
+        if let Some((dynamic, _)) = dynamic {
+            match dynamic.per {
                 Per::Row => inputs[0] = self.dynamic.rows(b, inputs[0])?,
+                _ if op.is::<Recurrent>().is_some() => {
+                    return self.dynamic.recurrent_form(b, node, &**op, &inputs, dynamic.weight_per);
+                }
                 _ => {
                     let weight = weighted.map(|at| self.integer_weight(&at)).transpose()?.flatten();
                     return self.dynamic.integer_form(b, node, &**op, &inputs, weight);

@@ -13,8 +13,7 @@ use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
-use crate::ops::conv::Conv;
-use crate::qconfig::{Per, QConfig, QConfigMapping, Rounding, Spec};
+use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
 use crate::tensor::{DType, Tensor};
 
 /// A float graph with a [`PointOp`] wherever a value will be quantized, and
@@ -134,11 +133,9 @@ impl Preparing<'_> {
         config: &QConfig,
     ) -> Result<()> {
         if let Some(spec) = config.dynamic() {
-            let product = op.is::<Conv>().is_none();
             for i in dynamic_operands(self.old, op, old, spec) {
                 let name = format!("{}_dynamic", self.old.value(old[i]).name);
-                let per = if product { spec.per } else { Per::Tensor };
-                let op = DynamicOp { per };
+                let op = DynamicOp::new(op, spec, &config.weight);
                 inputs[i] = b.apply(&name, Arc::new(op), &[inputs[i]])?;
             }
         }
