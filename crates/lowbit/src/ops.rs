@@ -18,6 +18,7 @@ pub mod generate;
 pub mod integer;
 pub mod layout;
 pub mod linear;
+pub mod nbits;
 pub mod norm;
 pub mod pad;
 pub mod pool;
@@ -73,7 +74,7 @@ fn families(domain: &str) -> &'static [Readers] {
             topk::READERS,
             unary::READERS,
         ],
-        "com.microsoft" => &[],
+        "com.microsoft" => &[nbits::MICROSOFT_READERS],
         "lowbit" => &[quantize::LOWBIT_READERS],
         _ => &[],
     }
