@@ -1,5 +1,7 @@
 //! Rows of f32 values as codes of 8 bits, each block with a scale of its own.
 
+use std::ops::Range;
+
 use super::{LowBitShape, LowBitWeights};
 use crate::isa::Kernels;
 use crate::rows::Rows;
@@ -78,6 +80,21 @@ impl<'a> LowBitRows<'a> {
     /// The number of rows.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer.
+    pub fn range(&self, rows: Range<usize>) -> LowBitRows<'a> {
+        let of_rows = |each: usize| rows.start * each..rows.end * each;
+        LowBitRows {
+            shape: self.shape,
+            count: rows.len(),
+            blocks: &self.blocks[of_rows(self.shape.blocks())],
+            codes: &self.codes[of_rows(Self::pitch(self.shape))],
+        }
     }
 
     /// The blocks of row `m`.
