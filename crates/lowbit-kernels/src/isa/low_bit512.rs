@@ -263,19 +263,25 @@ fn unpack_strip<const KIND: usize>(
     out: &mut [f32],
 ) {
     let (values, block) = (Values::of(weights), weights.shape().block);
-    let mut out = out.chunks_mut(width);
     let mut k = rows.start;
     while k < rows.end {
         let end = rows.end.min((k / block + 1) * block);
         let [[scale], [zero]] = of_block::<1>(strips, k / block);
         for word in k / per_word(KIND)..end.div_ceil(per_word(KIND)) {
             let words = load(&strips.lines[word * strips.pitch]);
-            let codes = (end - word * per_word(KIND)).min(per_word(KIND));
-            for (i, out) in out.by_ref().take(codes).enumerate() {
+            let at = word * per_word(KIND);
+            let out = &mut out[(at - rows.start) * width..];
+            let codes = (end - at).min(per_word(KIND));
+            assert!(out.len() >= (codes - 1) * width + LANES);
+            let mut store = |i: usize| {
                 let weight = _mm512_sub_ps(values.at::<KIND>(words, shift(KIND, i)), zero);
-                let weight = _mm512_mul_ps(weight, scale);
-                // SAFETY: 16 writable values.
-                unsafe { _mm512_storeu_ps(out[..LANES].as_mut_ptr(), weight) };
+                // SAFETY: `i` is below `codes`, so there are 16 elements from `i * width` on.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(i * width), _mm512_mul_ps(weight, scale)) };
+            };
+            // A constant number of codes has constant shifts.
+            match codes == per_word(KIND) {
+                true => (0..const { per_word(KIND) }).for_each(&mut store),
+                false => (0..codes).for_each(&mut store),
             }
         }
         k = end;
