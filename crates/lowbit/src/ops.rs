@@ -18,6 +18,7 @@ pub mod generate;
 pub mod integer;
 pub mod layout;
 pub mod linear;
+pub mod lookup;
 pub mod nbits;
 pub mod norm;
 pub mod pad;
@@ -75,7 +76,7 @@ fn families(domain: &str) -> &'static [Readers] {
             unary::READERS,
         ],
         "com.microsoft" => &[nbits::MICROSOFT_READERS],
-        "lowbit" => &[quantize::LOWBIT_READERS],
+        "lowbit" => &[lookup::LOWBIT_READERS, quantize::LOWBIT_READERS],
         _ => &[],
     }
 }

@@ -7,6 +7,7 @@ use lowbit::op::{Dim, Fact, Op};
 use lowbit::ops::gather::Gather;
 use lowbit::ops::layout::Transpose;
 use lowbit::ops::linear::{Gemm, MatMul};
+use lowbit::ops::lookup::LookupDequantize;
 use lowbit::ops::nbits::MatMulNBits;
 use lowbit::ops::quantize::DequantizeLinear;
 use lowbit::session::Session;
@@ -79,6 +80,8 @@ struct Case {
     columns: usize,
     scales: Scales,
     zeros: bool,
+    /// Whether the codes index a table.
+    table: bool,
     reader: Reader,
 }
 
@@ -103,13 +106,18 @@ impl Case {
             Scales::Columns => i64::from(!transposed),
             _ => i64::from(transposed),
         };
-        let dq = DequantizeLinear { axis, block, dtype: None };
+        let dq: Arc<dyn Op> = match self.table {
+            true => Arc::new(LookupDequantize { axis, block }),
+            false => Arc::new(DequantizeLinear { axis, block, dtype: None }),
+        };
         let mut inputs =
             vec![b.constant("q", codes(dtype, 1, &of(depth))), b.constant("s", scales(2, &shape))];
-        if self.zeros {
+        if self.table {
+            inputs.insert(1, b.constant("t", floats(7, &[1 << dtype.bits()])));
+        } else if self.zeros {
             inputs.push(b.constant("z", codes(dtype, 3, &shape)));
         }
-        let mut w = b.apply("w", Arc::new(dq), &inputs).unwrap();
+        let mut w = b.apply("w", dq, &inputs).unwrap();
         if reader == Reader::Transposed {
             w = b.apply("t", Arc::new(Transpose { perm: Some(vec![1, 0]) }), &[w]).unwrap();
         }
@@ -161,16 +169,17 @@ const DTYPES: [DType; 9] = [
 #[test]
 fn products_and_rows_of_codes_are_those_of_the_matrix_in_f32() {
     let mut failures = vec![];
-    for dtype in DTYPES {
+    let tables = [DType::U2, DType::U4, DType::U8].map(|dtype| (dtype, true));
+    for (dtype, table) in DTYPES.map(|dtype| (dtype, false)).into_iter().chain(tables) {
         for scales in [Scales::Tensor, Scales::Columns, Scales::Blocks(32), Scales::Blocks(64)] {
             for reader in [Reader::MatMul, Reader::Transposed, Reader::Gemm, Reader::Gather] {
-                let zeros = dtype.is_integer() && scales != Scales::Columns;
-                let case = Case { dtype, depth: 96, columns: 131, scales, zeros, reader };
+                let zeros = dtype.is_integer() && scales != Scales::Columns && !table;
+                let case = Case { dtype, depth: 96, columns: 131, scales, zeros, table, reader };
                 let (graph, want) =
                     (case.graph(), if reader == Reader::Gather { "LowBitGather" } else { "LowBitMatMul" });
                 let session = Session::compile(&graph).unwrap();
                 let per_tensor_rows =
-                    reader == Reader::Gather && dtype.bits() == 8 && scales == Scales::Tensor;
+                    reader == Reader::Gather && dtype.bits() == 8 && scales == Scales::Tensor && !table;
                 if names(&session) != [want] && !(per_tensor_rows && dtype.is_integer()) {
                     failures.push(format!("{case:?}: {:?}", names(&session)));
                 }
@@ -203,6 +212,7 @@ fn case() -> impl Strategy<Value = Case> {
             columns,
             scales,
             zeros: zeros && dtype.is_integer(),
+            table: false,
             reader,
         },
     )

@@ -41,6 +41,7 @@ use crate::ops::binary::Arithmetic;
 use crate::ops::conv::Conv;
 use crate::ops::layout::Concat;
 use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::lookup::LookupDequantize;
 use crate::ops::pad::{Fill, Pad};
 use crate::ops::pool::{AveragePool, GlobalAveragePool, MaxPool, Pool};
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
@@ -67,7 +68,9 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
 fn fold_dequantized(graph: &Graph) -> Result<Graph> {
     graph.rebuild(|b, _, node, inputs| {
         let Kind::Apply { op, .. } = &node.kind else { return b.copy(node, inputs) };
-        let dequantizes = op.is::<DequantizeLinear>().is_some() || op.is::<Dequantize>().is_some();
+        let dequantizes = op.is::<DequantizeLinear>().is_some()
+            || op.is::<LookupDequantize>().is_some()
+            || op.is::<Dequantize>().is_some();
         let constants: Option<Vec<&Tensor>> = inputs.iter().map(|v| b.so_far().constant(*v)).collect();
         match constants.filter(|_| dequantizes) {
             Some(x) => {

@@ -13,6 +13,7 @@ use crate::ops::binary::Arithmetic;
 use crate::ops::gather::Gather;
 use crate::ops::layout::Transpose;
 use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::lookup::LookupDequantize;
 use crate::ops::nbits::{BIAS, BlockCodes, MatMulNBits};
 use crate::ops::quantize::DequantizeLinear;
 use crate::qparams::QParams;
@@ -87,86 +88,95 @@ impl Kept {
         if let Some(made) = self.packed.get(&(v, transposed)) {
             return Ok(made.clone());
         }
-        let made = dequantized(b, v, transposed)?.map(Arc::new);
+        let made = packed_codes(graph, v, transposed)?.map(Arc::new);
         self.packed.insert((v, transposed), made.clone());
         Ok(made)
     }
 }
 
-/// The matrix that a DequantizeLinear or [`Dequantize`] makes, if it has scales of columns or of blocks
-/// down the depth.
-fn dequantized(b: &Builder, v: Var, transposed: bool) -> Result<Option<LowBitWeights>> {
-    let graph = b.so_far();
+/// Constant codes `[rows, columns]`, and what they stand for.
+struct Coded<'a> {
+    codes: &'a Tensor,
+    /// The scales, and the zero points of integers.
+    params: QParams,
+    values: CodeValues,
+}
+
+/// What `v` is the dequantized value of.
+fn coded(graph: &Graph, v: Var) -> Result<Option<Coded<'_>>> {
     if graph.fact(v).dtype != DType::F32 || graph.fact(v).rank() != 2 {
         return Ok(None);
     }
-    let (x, params) = if let Some((dq, x)) = graph.made_by::<DequantizeLinear>(v) {
-        (x[0], constant_params(graph, x[0], (dq.axis, dq.block), x)?)
+    let (x, params, values) = if let Some((dq, x)) = graph.made_by::<DequantizeLinear>(v) {
+        let params = constant_params(graph, x[0], (dq.axis, dq.block), x)?;
+        let values = params.as_ref().and_then(|params| values_of(params.scheme.format));
+        (x[0], params, values)
+    } else if let Some((dq, x)) = graph.made_by::<LookupDequantize>(v) {
+        let params = graph.constant(x[2]).map(|scale| dq.params(graph.fact(x[0]), scale)).transpose()?;
+        let table = graph.constant(x[1]).map(|table| table.slice::<f32>()).transpose()?;
+        (x[0], params, table.map(|table| CodeValues::Table(table.to_vec())))
     } else if let Some((dq, x)) = graph.made_by::<Dequantize>(v) {
         let scheme = Scheme::new(Format::UINT8, Mapping::Affine);
-        (x[0], Some(QParams { scheme, scale: vec![dq.codes.scale], zero_point: vec![dq.codes.zero] }))
+        let params = QParams { scheme, scale: vec![dq.codes.scale], zero_point: vec![dq.codes.zero] };
+        (x[0], Some(params), Some(CodeValues::Integers))
     } else {
         return Ok(None);
     };
-    let (Some(t), Some(params)) = (graph.constant(x), params) else { return Ok(None) };
-    // Checks that there are as many scales as groups.
-    let groups = params.scheme.granularity.groups(t.shape())?;
-    if groups.count() != params.scale.len() {
+    let (Some(codes), Some(params), Some(values)) = (graph.constant(x), params, values) else {
+        return Ok(None);
+    };
+    Ok(Some(Coded { codes, params, values }))
+}
+
+/// The matrix of codes that `v` is the value of, if it has scales of columns or of
+/// blocks down the depth.
+fn packed_codes(graph: &Graph, v: Var, transposed: bool) -> Result<Option<LowBitWeights>> {
+    let Some(Coded { codes: t, params, values }) = coded(graph, v)? else { return Ok(None) };
+    let granularity = params.scheme.granularity;
+    if granularity.groups(t.shape())?.count() != params.scale.len() {
         return Ok(None);
     }
     let (depth_axis, [rows, row]) = (usize::from(transposed), [t.shape()[0], t.shape()[1]]);
     let (depth, columns) = if transposed { (row, rows) } else { (rows, row) };
-    let block = match params.scheme.granularity {
+    let block = match granularity {
         Granularity::Tensor => depth,
         Granularity::Axis(axis) if axis != depth_axis => depth,
         Granularity::Block { axis, size } if axis == depth_axis => size.min(depth),
         _ => return Ok(None),
     };
-    let Some((bits, values)) = values_of(params.scheme.format) else { return Ok(None) };
-    let shape = LowBitShape { bits, depth, columns, block: block.max(1) };
+    let shape = LowBitShape { bits: t.dtype().bits(), depth, columns, block: block.max(1) };
     if !shape.is_valid() {
         return Ok(None);
     }
     let blocks = shape.blocks();
-    let group = |b: usize, n: usize| match params.scheme.granularity {
+    let group = |b: usize, n: usize| match granularity {
         Granularity::Tensor => 0,
         Granularity::Axis(_) => n,
         Granularity::Block { .. } if transposed => n * blocks + b,
         Granularity::Block { .. } => b * columns + n,
     };
-    let flip = sign_bit(&params, bits);
-    let codes = bytes(t)?;
-    let packed = LowBitWeights::new(
-        shape,
-        values,
-        |k, n| codes[if transposed { n * depth + k } else { k * columns + n }] ^ flip,
-        |b, n| params.scale[group(b, n)],
-        |b, n| (params.zero_point[group(b, n)] - i32::from(flip)) as i8,
-    );
-    Ok(Some(packed))
-}
-
-/// The bit that makes the codes of an unsigned type signed.
-fn sign_bit(params: &QParams, bits: usize) -> u8 {
-    match params.scheme.format {
-        Format::Int { signed: false, .. } => 1 << (bits - 1),
+    let flip = match (&values, params.scheme.format) {
+        (CodeValues::Integers, Format::Int { signed: false, .. }) => 1 << (shape.bits - 1),
         _ => 0,
-    }
+    };
+    let zero = |b: usize, n: usize| match values {
+        CodeValues::Integers => (params.zero_point[group(b, n)] - i32::from(flip)) as i8,
+        CodeValues::Table(_) => 0,
+    };
+    let codes = bytes(t)?;
+    let code = |k: usize, n: usize| codes[if transposed { n * depth + k } else { k * columns + n }] ^ flip;
+    Ok(Some(LowBitWeights::new(shape, values.clone(), code, |b, n| params.scale[group(b, n)], zero)))
 }
 
-/// Bits and values of codes of 2, 4 or 8 bits.
-fn values_of(format: Format) -> Option<(usize, CodeValues)> {
+/// What the codes of a format of 2, 4 or 8 bits stand for.
+fn values_of(format: Format) -> Option<CodeValues> {
     let dtype = format.dtype();
-    let bits = dtype.bits();
-    if !matches!(bits, 2 | 4 | 8) {
-        return None;
+    match format {
+        Format::Int { bits, .. } => (usize::from(bits) == dtype.bits()).then_some(CodeValues::Integers),
+        Format::Float { .. } => {
+            Some(CodeValues::Table((0..1u16 << dtype.bits()).map(|q| dtype.decode(q as u8)).collect()))
+        }
     }
-    let values = match format {
-        Format::Int { bits: exact, .. } if usize::from(exact) == bits => CodeValues::Integers,
-        Format::Int { .. } => return None,
-        Format::Float { .. } => CodeValues::Table((0..1u16 << bits).map(|q| dtype.decode(q as u8)).collect()),
-    };
-    Some((bits, values))
 }
 
 /// The codes as bytes.
