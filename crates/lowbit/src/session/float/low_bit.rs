@@ -16,10 +16,10 @@ const TASK: usize = 1 << 18;
 /// In what the products of a [`LowBitMatMul`] are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compute {
-    /// f32: what the matrix in f32 gives, bit for bit (docs/quantization.md, equation 20).
+    /// f32: what the matrix in f32 gives, bit for bit (docs/quantization.md, equation 21).
     Float,
     /// Integers: activations become codes of 8 bits, for each row and block of the
-    /// weights (docs/quantization.md, equation 21).
+    /// weights (docs/quantization.md, equation 22).
     Int8,
 }
 
