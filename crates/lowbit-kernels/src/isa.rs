@@ -19,6 +19,8 @@ mod gathered;
 #[cfg(target_arch = "x86_64")]
 mod lookup;
 #[cfg(target_arch = "x86_64")]
+mod low_bit256;
+#[cfg(target_arch = "x86_64")]
 mod low_bit512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
