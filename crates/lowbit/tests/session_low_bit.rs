@@ -11,7 +11,7 @@ use lowbit::ops::lookup::LookupDequantize;
 use lowbit::ops::nbits::MatMulNBits;
 use lowbit::ops::quantize::DequantizeLinear;
 use lowbit::session::Session;
-use lowbit::{DType, Tensor};
+use lowbit::{DType, Tensor, onnx};
 use proptest::prelude::*;
 
 /// Numbers that look random.
@@ -328,4 +328,18 @@ fn steady_runs_of_one_row_allocate_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn codes_of_a_table_survive_saving() {
+    let (scales, reader) = (Scales::Blocks(32), Reader::MatMul);
+    let case = Case { dtype: DType::U4, depth: 70, columns: 9, scales, zeros: false, table: true, reader };
+    let graph = case.graph();
+    let path = std::env::temp_dir().join(format!("lowbit-table-{}.onnx", std::process::id()));
+    onnx::save(&graph, &path).unwrap();
+    let again = onnx::load(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let x = [case.input(3)];
+    assert_eq!(again.run(&x).unwrap(), graph.run(&x).unwrap());
+    assert_eq!(names(&Session::compile(&again).unwrap()), ["LowBitMatMul"]);
 }

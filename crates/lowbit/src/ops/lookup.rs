@@ -46,10 +46,7 @@ impl LookupDequantize {
     }
 
     /// The same in operators of the standard domain, of opset 21.
-    ///
-    /// # Errors
-    /// If the inputs do not fit the operator.
-    pub fn body(&self, inputs: &[&Fact]) -> Result<Graph> {
+    fn body(&self, inputs: &[&Fact]) -> Result<Graph> {
         self.infer(inputs)?;
         let mut b = Builder::default();
         let [codes, codebook, scale] = [("codes", 0), ("codebook", 1), ("scale", 2)]
@@ -115,6 +112,9 @@ impl Op for LookupDequantize {
     }
     fn folds(&self) -> bool {
         false
+    }
+    fn function(&self, inputs: &[&Fact]) -> Option<Result<Graph>> {
+        Some(self.body(inputs))
     }
 }
 
