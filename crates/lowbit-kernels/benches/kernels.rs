@@ -6,8 +6,8 @@ use std::{fmt, iter};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use lowbit_kernels::{
-    Grid, Kernels, Matrix, MatrixMut, Output, PackedDepthwise, PackedWeights, Panels, Product, Requant,
-    Right, Rows, Window, Windows,
+    CodeValues, Grid, Kernels, LowBitRows, LowBitShape, LowBitWeights, Matrix, MatrixMut, Output,
+    PackedDepthwise, PackedWeights, Panels, Product, Requant, Right, Rows, Window, Windows,
 };
 
 fn main() {
@@ -278,5 +278,75 @@ mod streams {
         bencher
             .counter(BytesCount::new(4 * LEN))
             .bench_local(|| Kernels::best().histogram(black_box(&x), -3.0, 3.0, &mut counts));
+    }
+}
+
+/// One row by matrices of codes, so many in turn that no cache holds them: bytes
+/// are those of codes and scales, to be compared with `streams::min_max`.
+mod lowbit_weights {
+    use super::*;
+
+    const BYTES: usize = 256 << 20;
+
+    /// `[depth, columns, bits, block]`, for each table but the definition.
+    fn matrices() -> Vec<Case<[usize; 4]>> {
+        let shapes = [
+            [4096, 4096, 2, 32],
+            [4096, 4096, 4, 32],
+            [4096, 4096, 4, 128],
+            [4096, 11008, 4, 32],
+            [4096, 4096, 8, 32],
+            [4096, 11008, 8, 4096],
+        ];
+        cases(&shapes).into_iter().filter(|case| case.kernels.name() != "scalar").collect()
+    }
+
+    fn in_turn([depth, columns, bits, block]: [usize; 4], values: CodeValues) -> Vec<LowBitWeights> {
+        let shape = LowBitShape { bits, depth, columns, block };
+        let code = |k: usize, n: usize| (k * 7 + n * 13 + k * n / 5) as u8;
+        let packed = LowBitWeights::new(shape, values, code, |_, _| 0.01, |_, _| 0);
+        vec![packed.clone(); BYTES.div_ceil(packed.bytes())]
+    }
+
+    fn measure(
+        bencher: Bencher<'_, '_>,
+        weights: &[LowBitWeights],
+        mut product: impl FnMut(&LowBitWeights, Rows<'_, f32>, &mut MatrixMut<'_>),
+    ) {
+        let LowBitShape { depth, columns, .. } = weights[0].shape();
+        let (x, mut y) = (uniform(depth).collect::<Vec<_>>(), vec![0.0; columns]);
+        let bytes: usize = weights.iter().map(LowBitWeights::bytes).sum();
+        bencher.counter(BytesCount::new(bytes)).bench_local(|| {
+            for weights in weights {
+                let x = Rows::strided(black_box(&x), depth, 1, depth);
+                product(weights, x, &mut MatrixMut::new(&mut y, 1, columns));
+            }
+        });
+    }
+
+    #[divan::bench(args = matrices(), max_time = 0.5)]
+    fn in_f32(bencher: Bencher<'_, '_>, case: &Case<[usize; 4]>) {
+        measure(bencher, &in_turn(case.shape, CodeValues::Integers), |weights, x, y| {
+            case.kernels.low_bit_product(weights, 0..weights.groups(), x, y);
+        });
+    }
+
+    #[divan::bench(args = matrices(), max_time = 0.5)]
+    fn in_integers(bencher: Bencher<'_, '_>, case: &Case<[usize; 4]>) {
+        let weights = in_turn(case.shape, CodeValues::Integers);
+        let mut memory = vec![0; LowBitRows::bytes(&weights[0], 1)];
+        measure(bencher, &weights, |weights, x, y| {
+            let x = LowBitRows::quantized(case.kernels, weights, x, &mut memory);
+            case.kernels.low_bit_integers(weights, 0..weights.groups(), &x, y);
+        });
+    }
+
+    /// Codes that index a table.
+    #[divan::bench(args = matrices(), max_time = 0.5)]
+    fn of_a_table(bencher: Bencher<'_, '_>, case: &Case<[usize; 4]>) {
+        let table = uniform(1 << case.shape[2]).collect();
+        measure(bencher, &in_turn(case.shape, CodeValues::Table(table)), |weights, x, y| {
+            case.kernels.low_bit_product(weights, 0..weights.groups(), x, y);
+        });
     }
 }

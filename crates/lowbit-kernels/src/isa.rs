@@ -18,6 +18,10 @@ mod finish512;
 mod gathered;
 #[cfg(target_arch = "x86_64")]
 mod lookup;
+#[cfg(target_arch = "x86_64")]
+mod low_bit256;
+#[cfg(target_arch = "x86_64")]
+mod low_bit512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]

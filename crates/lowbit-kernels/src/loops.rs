@@ -10,7 +10,8 @@ use crate::depthwise::PackedDepthwise;
 use crate::elementwise::{Add, Mul};
 use crate::filters::Filters;
 use crate::isa::Kernels;
-use crate::matrix::Matrix;
+use crate::low_bit::{CodedBlock, LowBitRows, LowBitWeights};
+use crate::matrix::{Matrix, MatrixMut};
 use crate::pack::CodeMatrix;
 use crate::pool::Average;
 use crate::product::Gather;
@@ -317,4 +318,47 @@ loops! {
     ///
     /// `source` has more than `width` rows, or `out` is too short.
     product::transpose(source: Matrix<'_>, width: usize, out: &mut [f32]);
+
+    /// [`Kernels::low_bit_product`] of one row: `y` for the columns of `groups`.
+    ///
+    /// # Panics
+    ///
+    /// There are no such groups, or lengths do not fit.
+    low_bit::low_bit_row(weights: &LowBitWeights, groups: Range<usize>, x: &[f32], y: &mut [f32]);
+
+    /// The weights in f32 of some rows and of the `width` columns from those of
+    /// strip `strip` of 16: one panel of the right matrix of a product
+    /// ([`Panels`](crate::Panels)). What lies beyond the columns is any value.
+    ///
+    /// # Panics
+    ///
+    /// There are no such rows, the first is not that of a word of codes, or `out` is
+    /// not of the panel's size.
+    low_bit::low_bit_unpack(
+        weights: &LowBitWeights, strip: usize, rows: Range<usize>, width: usize, out: &mut [f32]
+    );
+
+    /// `out[m][n] = out[m][n] + sum_b (x_scale[m][b] * scale[b][n]) * acc`, a chain of
+    /// fused multiply-adds, `b` ascending, from `out` on, with the exact
+    ///
+    /// `acc = sum_k x[m][k] * (q[k][n] - zero[b][n])` over the `k` of block `b`,
+    ///
+    /// converted to f32, for the columns of `groups`.
+    ///
+    /// # Panics
+    ///
+    /// The weights are no integers ([`LowBitWeights::has_integers`]), there are no
+    /// such groups, or sizes do not fit.
+    low_bit::low_bit_integers(
+        weights: &LowBitWeights, groups: Range<usize>, x: &LowBitRows<'_>, out: &mut MatrixMut<'_>
+    );
+
+    /// The codes and the [`CodedBlock`] of each `block` elements of `x`, of which the
+    /// last may have fewer, as [`LowBitRows`] defines them.
+    ///
+    /// # Panics
+    ///
+    /// `block` is 0, or there are fewer codes than elements or other than one
+    /// element of `of_blocks` a block.
+    low_bit::quantize_blocks(x: &[f32], block: usize, codes: &mut [i8], of_blocks: &mut [CodedBlock]);
 }

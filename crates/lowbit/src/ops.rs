@@ -18,6 +18,8 @@ pub mod generate;
 pub mod integer;
 pub mod layout;
 pub mod linear;
+pub mod lookup;
+pub mod nbits;
 pub mod norm;
 pub mod pad;
 pub mod pool;
@@ -73,8 +75,8 @@ fn families(domain: &str) -> &'static [Readers] {
             topk::READERS,
             unary::READERS,
         ],
-        "com.microsoft" => &[recurrent::MICROSOFT_READERS],
-        "lowbit" => &[quantize::LOWBIT_READERS, recurrent::LOWBIT_READERS],
+        "com.microsoft" => &[nbits::MICROSOFT_READERS, recurrent::MICROSOFT_READERS],
+        "lowbit" => &[lookup::LOWBIT_READERS, quantize::LOWBIT_READERS, recurrent::LOWBIT_READERS],
         _ => &[],
     }
 }

@@ -17,7 +17,7 @@ use std::array;
 
 use super::finish256::finish;
 use super::gathered::{GROUPS, Gathered};
-use super::{Kernels, depthwise256};
+use super::{Kernels, depthwise256, low_bit256};
 use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
@@ -31,7 +31,13 @@ pub(super) const KERNELS: Kernels = Kernels {
     tile_rows: ROWS,
     tile,
     product: product::AVX2,
-    loops: Loops { depthwise: depthwise256::depthwise, ..loops::AVX2 },
+    loops: Loops {
+        depthwise: depthwise256::depthwise,
+        low_bit_row: low_bit256::row,
+        low_bit_unpack: low_bit256::unpack,
+        low_bit_integers: low_bit256::integers,
+        ..loops::AVX2
+    },
 };
 
 /// 8 rows by one vector of columns: 8 accumulators, a run of 4 vectors of

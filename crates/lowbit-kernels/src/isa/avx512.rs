@@ -5,7 +5,7 @@ use std::array;
 
 use super::finish512::finish;
 use super::gathered::{GROUPS, Gathered};
-use super::{Kernels, depthwise256, lookup};
+use super::{Kernels, depthwise256, lookup, low_bit256, low_bit512};
 use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
@@ -24,7 +24,14 @@ pub(super) const KERNELS: Kernels = Kernels {
     },
     tile_rows: ROWS,
     tile,
-    loops: Loops { depthwise: depthwise256::depthwise, map: lookup::map, ..loops::AVX512 },
+    loops: Loops {
+        depthwise: depthwise256::depthwise,
+        map: lookup::map,
+        low_bit_row: low_bit512::row,
+        low_bit_unpack: low_bit512::unpack,
+        low_bit_integers: low_bit256::integers,
+        ..loops::AVX512
+    },
     product: product::AVX512,
 };
 

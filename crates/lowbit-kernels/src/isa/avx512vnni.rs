@@ -2,13 +2,14 @@
 //! into i32 without saturating.
 
 mod depthwise;
+mod low_bit;
 mod saturate;
 
 use std::arch::x86_64::*;
 use std::array;
 
 use super::finish512::finish;
-use super::{Kernels, lookup};
+use super::{Kernels, lookup, low_bit512};
 use crate::loops::{self, Loops};
 use crate::pack::{Group, KR, NR, last_group};
 use crate::product;
@@ -28,7 +29,14 @@ pub(super) const KERNELS: Kernels = Kernels {
     tile_rows: ROWS,
     tile,
     product: product::AVX512,
-    loops: Loops { depthwise: depthwise::depthwise, map: lookup::map, ..loops::AVX512VNNI },
+    loops: Loops {
+        depthwise: depthwise::depthwise,
+        map: lookup::map,
+        low_bit_row: low_bit512::row,
+        low_bit_unpack: low_bit512::unpack,
+        low_bit_integers: low_bit::integers,
+        ..loops::AVX512VNNI
+    },
 };
 
 /// 12 rows by 2 vectors of columns: 24 accumulators, 2 vectors of weights and

@@ -2,6 +2,7 @@
 
 mod codes;
 mod definition;
+mod low_bit;
 mod product;
 mod rows;
 
@@ -38,6 +39,9 @@ fn every_table_equals_the_definition() {
         codes::products,
         codes::extremes,
         rows::softmax_and_norms,
+        low_bit::in_f32,
+        low_bit::in_integers,
+        low_bit::blocks_of_codes,
     ];
     let mut failures = Failures::default();
     for kernels in Kernels::available() {

@@ -25,7 +25,7 @@ pub struct GatherElements {
 }
 
 /// `i` as a position in a dimension of size `n`.
-fn position(i: i64, n: usize) -> Result<usize> {
+pub(crate) fn position(i: i64, n: usize) -> Result<usize> {
     axis::one(i, n).map_err(|_| invalid!("index {i} is out of range for size {n}"))
 }
 

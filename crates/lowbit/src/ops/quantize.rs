@@ -47,13 +47,13 @@ fn output_dtype(a: &mut Reading) -> Result<Option<DType>> {
 }
 
 /// ONNX's default of the attribute `axis`, which a scale of one value ignores.
-const DEFAULT_AXIS: i64 = 1;
+pub(super) const DEFAULT_AXIS: i64 = 1;
 
-fn axis(a: &mut Reading) -> Result<i64> {
+pub(super) fn axis(a: &mut Reading) -> Result<i64> {
     Ok(a.int("axis")?.unwrap_or(DEFAULT_AXIS))
 }
 
-fn block(a: &mut Reading) -> Result<usize> {
+pub(super) fn block(a: &mut Reading) -> Result<usize> {
     let size = a.int("block_size")?.unwrap_or(0);
     usize::try_from(size).map_err(|_| invalid!("block_size = {size} is negative"))
 }
@@ -185,7 +185,7 @@ fn cast(x: Tensor, dtype: DType) -> Result<Tensor> {
     }
 }
 
-fn placement(axis: i64, block: usize, dtype: Option<DType>) -> Attributes {
+pub(super) fn placement(axis: i64, block: usize, dtype: Option<DType>) -> Attributes {
     let mut attributes = vec![];
     if axis != DEFAULT_AXIS {
         attributes.push(("axis", Attribute::Int(axis)));

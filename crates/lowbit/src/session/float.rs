@@ -2,6 +2,7 @@
 //! channels-last (NHWC).
 
 pub mod conv;
+pub mod low_bit;
 pub mod matmul;
 mod product;
 pub mod recurrent;

@@ -10,6 +10,7 @@ mod dynamic;
 mod images;
 mod layout;
 mod lines;
+mod lowbit_weights;
 mod means;
 mod residual;
 mod spelled;
@@ -25,6 +26,7 @@ use lowbit_kernels::Kernels;
 use self::layout::{channels_first, channels_last, is_channels_first, is_first_of_last};
 use self::weights::{bias_codes, weight};
 use super::codes::{Codes, constant_params, quantized_codes};
+use super::float::low_bit::{Compute, LowBitGather, LowBitMatMul};
 use super::integer::boundary::{Dequantize, FlipSign, Quantize};
 use super::integer::conv::QConv;
 use super::integer::elementwise::{Operation, QBinary, Table};
@@ -39,6 +41,7 @@ use crate::ops::binary::Arithmetic;
 use crate::ops::conv::Conv;
 use crate::ops::layout::Concat;
 use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::lookup::LookupDequantize;
 use crate::ops::pad::{Fill, Pad};
 use crate::ops::pool::{AveragePool, GlobalAveragePool, MaxPool, Pool};
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
@@ -52,6 +55,7 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
     let graph = &lines::as_images(&dynamic::fold_products(graph)?)?;
     let mut lowering = Lowering { old: graph, uses: graph.uses(), reasons };
     let lowered = graph.rebuild(|b, v, node, inputs| lowering.node(b, v, node, inputs))?;
+    let lowered = lowbit_weights::kept(&lowered, Compute::Float)?;
     let lowered = tables::compose(&fold_dequantized(&lowered)?)?;
     let lowered = means::of_codes(&residual::fold_additions(&lowered)?)?;
     let lowered = transposed::read_in_place(&lowered)?;
@@ -64,7 +68,9 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
 fn fold_dequantized(graph: &Graph) -> Result<Graph> {
     graph.rebuild(|b, _, node, inputs| {
         let Kind::Apply { op, .. } = &node.kind else { return b.copy(node, inputs) };
-        let dequantizes = op.is::<DequantizeLinear>().is_some() || op.is::<Dequantize>().is_some();
+        let dequantizes = op.is::<DequantizeLinear>().is_some()
+            || op.is::<LookupDequantize>().is_some()
+            || op.is::<Dequantize>().is_some();
         let constants: Option<Vec<&Tensor>> = inputs.iter().map(|v| b.so_far().constant(*v)).collect();
         match constants.filter(|_| dequantizes) {
             Some(x) => {
@@ -329,9 +335,10 @@ impl Lowering<'_> {
         let mut report =
             Report { isa: Kernels::best().name().into(), macs: self.old.macs(), ..Report::default() };
         for (v, node, op, _) in lowered.applied() {
-            if op.domain() == "lowbit"
-                || matches!(op.name(), "ConvInteger" | "MatMulInteger" | "DynamicQuantizeLSTM")
-            {
+            let in_float = op.is::<LowBitGather>().is_some()
+                || op.is::<LowBitMatMul>().is_some_and(|product| !product.is_integer());
+            let integer = matches!(op.name(), "ConvInteger" | "MatMulInteger" | "DynamicQuantizeLSTM");
+            if integer || op.domain() == "lowbit" && !in_float {
                 report.integer_macs += lowered.node_macs(v);
                 report.integer_nodes += 1;
                 continue;
@@ -344,6 +351,7 @@ impl Lowering<'_> {
             if computes {
                 let reason = match (self.reasons.get(&node.name), op.quant()) {
                     (Some(reason), _) => reason.clone(),
+                    (None, _) if in_float => "reads codes of weights, and computes in f32".into(),
                     (None, Quant::Float) => "has no integer form".into(),
                     (None, _) => "its operands or its result are not quantized to 8 bits".into(),
                 };
