@@ -13,6 +13,7 @@ pub(crate) mod patterns;
 mod placement;
 mod point;
 mod prepare;
+mod spare;
 
 pub use batches::Progress;
 pub(crate) use batches::{lock, run_all, threads};
@@ -25,3 +26,4 @@ pub use gptq::InputMoments;
 pub use means::InputMeans;
 pub use point::{Point, PointOp, Role};
 pub use prepare::{Prepared, prepare};
+pub use spare::quantize_sparing;

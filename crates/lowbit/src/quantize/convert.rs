@@ -1,6 +1,6 @@
 //! Points become QuantizeLinear / DequantizeLinear pairs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::dynamic::{Dynamic, DynamicOp, IntegerWeight};
@@ -51,8 +51,17 @@ impl Prepared {
         };
         converting.find_constants()?;
         let graph = self.graph.rebuild(|b, _, node, inputs| converting.node(b, node, inputs))?;
+        converting.findings.extend(own_operators(&graph));
         Ok(Converted { graph, findings: converting.findings })
     }
+}
+
+/// What of the graph only lowbit runs as it is written.
+fn own_operators(graph: &Graph) -> impl Iterator<Item = Finding> {
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    let own = graph.applied().filter(|(_, _, op, _)| op.domain() == "lowbit");
+    own.for_each(|(_, _, op, _)| *count.entry(op.name()).or_default() += 1);
+    count.into_iter().map(|(op, nodes)| Finding::OwnOperator { op: op.into(), nodes })
 }
 
 struct Converting<'a> {

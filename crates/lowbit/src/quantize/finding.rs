@@ -23,6 +23,22 @@ pub enum Finding {
         /// What it always is.
         constant: f32,
     },
+    /// Other runtimes lack this operator and run, in float, the function of
+    /// standard operators that the file holds beside it.
+    OwnOperator {
+        /// The operator.
+        op: String,
+        /// How many nodes of it there are.
+        nodes: usize,
+    },
+    /// The model broke with this node quantized: it stays in float
+    /// ([`super::quantize_sparing`]).
+    Spared {
+        /// The node.
+        node: String,
+        /// The least SQNR of an output with this node alone quantized, in dB.
+        sqnr_db: f64,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -35,6 +51,15 @@ impl fmt::Display for Finding {
             Finding::Constant { value, constant } => {
                 write!(f, "{value}: is {constant} for every calibration sample")
             }
+            Finding::OwnOperator { op, nodes } => write!(
+                f,
+                "{op} ({nodes} nodes) is lowbit's own: other runtimes run it in float, by the function that the file holds"
+            ),
+            Finding::Spared { node, sqnr_db } => write!(
+                f,
+                "{node}: stays in float, as it breaks the model: quantized alone it leaves the outputs {sqnr_db:.1} dB above \
+                 their errors"
+            ),
         }
     }
 }

@@ -101,6 +101,20 @@ fn what_cannot_be_honoured_is_an_error() {
 }
 
 #[test]
+fn operators_that_others_lack_are_findings() {
+    use crate::quantize::Finding;
+    let findings = |name| {
+        let mapping = QConfigMapping::global(preset(name).unwrap());
+        prepare(&fuse(&model()).unwrap(), &mapping).unwrap().convert().unwrap().findings
+    };
+    assert_eq!(findings("dynamic"), []);
+    assert_eq!(
+        findings("dynamic-rows"),
+        [Finding::OwnOperator { op: "DynamicFakeQuantize".into(), nodes: 2 }]
+    );
+}
+
+#[test]
 fn bodies_of_control_flow_are_quantized_too() {
     use crate::ops::control::If;
     let mut b = Builder::default();
@@ -130,4 +144,33 @@ fn bodies_of_control_flow_are_quantized_too() {
             assert!(y.iter().zip(&float).all(|(a, b)| (a - b).abs() < 0.03), "{y:?} {float:?}");
         }
     }
+}
+
+#[test]
+fn a_node_that_breaks_the_model_is_spared() {
+    use crate::quantize::{Finding, quantize_sparing};
+    let mut b = Builder::default();
+    let mut v = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
+    // One value between the second and the third matrix is a million times the others.
+    for (i, name) in ["first", "second", "third/product", "fourth"].into_iter().enumerate() {
+        let mut w = noise(i as u32 + 1, &[8, 8]).to_f32().unwrap();
+        match name {
+            "second" => (0..8).for_each(|k| w[k * 8] *= 1e6),
+            "third/product" => w[..8].iter_mut().for_each(|w| *w *= 1e-6),
+            _ => {}
+        }
+        let w = b.constant(&format!("w{i}"), Tensor::new(&[8, 8], w).unwrap());
+        v = b.apply(name, Arc::new(MatMul), &[v, w]).unwrap();
+    }
+    let graph = b.finish([("y".to_string(), v)]).unwrap();
+    let probes = [vec![noise(7, &[16, 8])]];
+    let mapping = QConfigMapping::global(preset("dynamic").unwrap());
+    let quantize = |mapping: &QConfigMapping| prepare(&graph, mapping)?.convert();
+    let converted = quantize_sparing(&graph, &mapping, &probes, quantize).unwrap();
+    assert!(
+        matches!(&converted.findings[..], [Finding::Spared { node, .. }] if node == "third/product"),
+        "{:?}",
+        converted.findings
+    );
+    assert_eq!(count(&converted.graph, "MatMulInteger"), 3);
 }
