@@ -13,9 +13,10 @@ use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
-use lowbit::passes::equalize;
-use lowbit::qconfig::{Per, QConfigMapping, Rounding, Target, preset};
+use lowbit::passes::{awq, equalize};
+use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, Target, preset};
 use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies};
+use lowbit::scheme::Format;
 use lowbit::session::{Report, Session};
 use serde::Serialize;
 
@@ -28,7 +29,7 @@ use crate::table::{Table, bytes, count, percent};
 /// Fewer samples than this hardly show the range of a value.
 const FEW_SAMPLES: usize = 8;
 
-/// Quantize a float ONNX model to int8.
+/// Quantize a float ONNX model, to int8 or fewer bits.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,8 +38,10 @@ Examples:
   lowbit quantize model.onnx --data samples.npz --skip '/classifier/*' -o small.onnx
   lowbit quantize model.onnx --data samples.npz --config rules.toml
   lowbit quantize model.onnx --method dynamic
+  lowbit quantize model.onnx --method weight-only --weights uint4 --block 32 --data texts.npz
 
-A hundred samples or so, like those that the model will see, are enough; the dynamic method needs none.
+A hundred samples or so, like those that the model will see, are enough; the dynamic and weight-only methods
+need none, but weights of few bits are better for them.
 In rules.toml, the last rule that matches a node decides:
   preset = \"default\"
   [[rule]]
@@ -47,18 +50,29 @@ In rules.toml, the last rule that matches a node decides:
 pub struct Args {
     /// The float model.
     model: PathBuf,
-    /// Calibration samples, which only the dynamic method does without: folder of images, .jpg,
-    /// .png, .npy, .npz (arrays named as the inputs, or x), CIFAR-10 .bin(.gz), IDX -ubyte(.gz).
+    /// Calibration samples, which only the static method needs: folder of images, .jpg, .png,
+    /// .npy, .npz (arrays named as the inputs, or x), CIFAR-10 .bin(.gz), IDX -ubyte(.gz).
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     #[command(flatten)]
     samples: SampleArgs,
-    /// Where to write; by default MODEL with .int8.onnx.
+    /// Where to write; by default MODEL with .int8.onnx, or the format of --weights.
     #[arg(short, long, value_name = "OUT.onnx")]
     output: Option<PathBuf>,
     /// How activations are quantized.
     #[arg(long, value_enum, default_value_t = Method::Static)]
     method: Method,
+    /// The codes of weights that are all that is quantized: int8, uint4 (affine), int4, nf4, kmeans4,
+    /// fp16, e4m3, e5m2 ...; by default int8.
+    #[arg(long, value_name = "FORMAT", value_parser = named::<Format>, conflicts_with_all = ["config", "preset"])]
+    weights: Option<Format>,
+    /// Elements of a weight that share a scale; by default 32 for formats of less than 8 bits, and
+    /// a whole output channel for others.
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with_all = ["config", "preset", "per_tensor"])]
+    block: Option<usize>,
+    /// Move factors into weights that meet great inputs on the samples, so that these get finer steps.
+    #[arg(long, conflicts_with = "config")]
+    awq: bool,
     /// How the ranges of activations are chosen: min-max, moving-average, histogram,
     /// percentile, percentile=99.99, entropy or mse; by default what the preset says.
     #[arg(long, value_parser = calibrator)]
@@ -96,6 +110,8 @@ enum Method {
     Static,
     /// With the ranges of each run: for matrix products, convolutions and recurrent layers.
     Dynamic,
+    /// Not at all: only weights are.
+    WeightOnly,
 }
 
 impl Method {
@@ -103,6 +119,7 @@ impl Method {
         match self {
             Method::Static => "default",
             Method::Dynamic => "dynamic",
+            Method::WeightOnly => "weight-only",
         }
     }
 }
@@ -123,7 +140,10 @@ fn calibrator(text: &str) -> Result<ObserverConfig, String> {
 
 impl Args {
     fn output(&self) -> anyhow::Result<PathBuf> {
-        let output = self.output.clone().unwrap_or_else(|| self.model.with_extension("int8.onnx"));
+        let output = self.output.clone().unwrap_or_else(|| {
+            let format = self.weights.unwrap_or(Format::INT8);
+            self.model.with_extension(format!("{format}.onnx"))
+        });
         let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !folder.is_dir() {
             bail!("{}: the folder {} does not exist; make it first", output.display(), folder.display());
@@ -147,10 +167,26 @@ impl Args {
             }
             None => {
                 let mut q = preset(self.preset.as_deref().unwrap_or(self.method.preset()))?;
+                let name = self.preset.as_deref().unwrap_or_default();
                 if self.method == Method::Dynamic && q.dynamic().is_none() {
-                    let name = self.preset.as_deref().unwrap_or_default();
                     return Err(lowbit::Error::Invalid(format!("preset {name} is not for --method dynamic")));
                 }
+                if self.method == Method::WeightOnly && q.activation.is_some() {
+                    return Err(lowbit::Error::Invalid(format!(
+                        "preset {name} is not for --method weight-only"
+                    )));
+                }
+                if q.activation.is_some() && (self.weights.is_some() || self.block.is_some() || self.awq) {
+                    let text = "--weights, --block and --awq are for --method weight-only";
+                    return Err(lowbit::Error::Invalid(text.into()));
+                }
+                if self.weights.is_some() || self.block.is_some() {
+                    q = QConfig::weight_only(
+                        self.weights.unwrap_or(q.weight.format),
+                        self.block.map(Per::Block),
+                    );
+                }
+                q.weight.awq = self.awq;
                 if q.observed().is_none() && (self.calibrator.is_some() || self.equalize.is_some()) {
                     let text = "--calibrator and --equalize are for static quantization";
                     return Err(lowbit::Error::Invalid(text.into()));
@@ -186,7 +222,7 @@ pub struct Quantized {
     pub findings: Vec<Finding>,
 }
 
-/// Fuses, equalizes, prepares, calibrates on all of `data`, if there is any, and converts.
+/// Fuses, equalizes, rescales, prepares, calibrates on all of `data`, if there is any, and converts.
 pub fn quantize(
     float: &Graph,
     mapping: &QConfigMapping,
@@ -198,6 +234,9 @@ pub fn quantize(
     if let Some(data) = data {
         let progress = Progress::new("equalizing", data.len().div_ceil(batch));
         fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
+        drop(progress);
+        let progress = Progress::new("rescaling", data.len().div_ceil(batch));
+        fused = awq(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
     }
     let mut prepared = prepare(&fused, mapping)?;
     if let Some(data) = data {
@@ -255,6 +294,9 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         (None, _) if mapping.is_static() => bail!(
             "static quantization finds ranges on sample data: give it with --data, or choose --method dynamic"
         ),
+        (None, _) if mapping.is_aware_of_activations() => {
+            bail!("--awq looks at the inputs of weights on sample data: give it with --data")
+        }
         (Some(path), Some(found)) if found < FEW_SAMPLES => warn(&format!(
             "{}: only {found} calibration samples; ranges will be poor: give a hundred or so",
             path.display()

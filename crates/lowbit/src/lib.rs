@@ -36,7 +36,7 @@
 //!
 //! The modules, each using only those before it but for readers and tests:
 //!
-//! - [`tensor`], [`scheme`], [`qparams`], [`qtensor`]: values, numeric formats,
+//! - [`tensor`], [`scheme`], [`qparams`], [`codebook`], [`qtensor`]: values, numeric formats,
 //!   and the formulas between them.
 //! - [`observer`]: watches values and says which range to keep.
 //! - [`op`], [`ops`], [`graph`], [`onnx`]: operators, graphs of them, and files.
@@ -54,6 +54,7 @@ mod parallel;
 
 pub mod scheme;
 
+pub mod codebook;
 pub mod qparams;
 pub mod qtensor;
 

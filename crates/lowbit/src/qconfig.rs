@@ -79,6 +79,10 @@ pub struct Spec {
     /// For weights: how their codes are chosen.
     #[serde(default, skip_serializing_if = "Rounding::is_nearest")]
     pub rounding: Rounding,
+    /// For weights beside float activations: whether rows that meet great inputs
+    /// get finer steps, by moving factors into what makes the inputs ([`crate::passes::awq`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awq: bool,
     /// For activations: whether the range is that of the values of each run, so
     /// that no calibration is needed and the observer has nothing to do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,6 +113,7 @@ impl Spec {
             correct_bias: false,
             equalize: 0.0,
             rounding: Rounding::Nearest,
+            awq: false,
             dynamic: false,
             products: false,
         }
@@ -144,6 +149,11 @@ impl Spec {
         Spec { equalize: strength, ..self }
     }
 
+    /// The same spec for weights whose rows that meet great inputs get finer steps.
+    pub fn aware_of_activations(self) -> Spec {
+        Spec { awq: true, ..self }
+    }
+
     /// The same spec for weights whose codes are chosen like this.
     pub fn rounded_by(self, rounding: Rounding) -> Spec {
         Spec { rounding, ..self }
@@ -173,6 +183,19 @@ pub struct QConfig {
 }
 
 impl QConfig {
+    /// Weights only, in `format`: affine if its codes are unsigned integers, with
+    /// scales of least squared error, and codes chosen by data where there is any.
+    /// Scales are for `per`, or blocks of 32 for formats of less than 8 bits and
+    /// channels for others.
+    pub fn weight_only(format: Format, per: Option<Per>) -> QConfig {
+        let unsigned = matches!(format, Format::Int { signed: false, .. });
+        let mapping = if unsigned { Mapping::Affine } else { Mapping::Symmetric };
+        let standard = if format.bits() < 8 { Per::Block(32) } else { Per::Channel };
+        let weight = Spec::new(format, mapping).per(per.unwrap_or(standard));
+        let weight = weight.observed_by(ObserverConfig::Mse).rounded_by(Rounding::Gptq);
+        QConfig { activation: None, weight }
+    }
+
     /// How activations are quantized, if by ranges found on calibration data.
     pub fn observed(&self) -> Option<&Spec> {
         self.activation.as_ref().filter(|a| !a.dynamic)
@@ -327,6 +350,11 @@ impl QConfigMapping {
         self.rules.iter().filter_map(|r| r.qconfig.as_ref()).any(|q| q.observed().is_some())
     }
 
+    /// Whether a rule asks for [`Spec::awq`], which needs calibration data.
+    pub fn is_aware_of_activations(&self) -> bool {
+        self.rules.iter().filter_map(|r| r.qconfig.as_ref()).any(|q| q.weight.awq)
+    }
+
     /// Reads the TOML form.
     ///
     /// # Errors
@@ -376,6 +404,17 @@ impl Rule {
             check_activation(activation).map_err(|e| e.at("activation"))?;
         }
         check_weight(&q.weight).map_err(|e| e.at("weight"))?;
+        if q.activation.is_some() && q.weight.awq {
+            return Err(
+                invalid!("awq is for weights beside float activations: weight-only = true").at("weight")
+            );
+        }
+        if q.activation.is_some() && q.weight.format.is_for_storage() {
+            let format = q.weight.format;
+            return Err(
+                invalid!("{format} is for weights beside float activations: weight-only = true").at("weight")
+            );
+        }
         if self.target.is_one_kind() && op.quant() == Quant::Float {
             return Err(Error::unsupported(
                 op.name(),
@@ -388,6 +427,9 @@ impl Rule {
 
 fn check_activation(spec: &Spec) -> Result<()> {
     spec.scheme(None).check()?;
+    if spec.format.is_for_storage() {
+        return Err(invalid!("{} is for weights", spec.format));
+    }
     match spec.per {
         Per::Tensor => {}
         Per::Row if spec.dynamic => {}
@@ -407,6 +449,9 @@ fn check_activation(spec: &Spec) -> Result<()> {
     }
     if !(0.0..=1.0).contains(&spec.equalize) {
         return Err(invalid!("equalize = {}: choose 0, not at all, to 1, completely", spec.equalize));
+    }
+    if spec.awq {
+        return Err(invalid!("awq is for weights"));
     }
     if spec.rounding != Rounding::Nearest {
         return Err(invalid!("rounding is for weights: activations have the nearest codes"));

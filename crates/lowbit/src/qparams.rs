@@ -1,12 +1,15 @@
 //! Scales and zero points: the only place where a range becomes a scale, and
 //! where reals become codes and codes reals.
 
+pub(crate) mod search;
+
 use std::borrow::Cow;
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, invalid};
-use crate::scheme::{Granularity, Groups, Mapping, Scheme};
+use crate::scheme::{Format, Granularity, Groups, Mapping, Scheme};
 use crate::tensor::{DType, Tensor};
 
 /// The least and the greatest value that codes should represent.
@@ -83,8 +86,8 @@ impl QParams {
     pub fn new(scheme: Scheme, scale: Vec<f32>, zero_point: Vec<i32>) -> Result<QParams> {
         scheme.check()?;
         let float = scheme.format.is_float();
-        if float && scheme.codes.is_some() {
-            return Err(invalid!("{} takes no custom codes: they are for integers", scheme.format));
+        if matches!(scheme.format, Format::Codebook { .. }) {
+            return Err(invalid!("{scheme}: its codes stand for values of a codebook, not for steps"));
         }
         if scale.len() != zero_point.len() || scheme.granularity == Granularity::Tensor && scale.len() != 1 {
             let (s, z) = (scale.len(), zero_point.len());
@@ -107,7 +110,7 @@ impl QParams {
     /// - symmetric: `s = max(-lo, hi) / ((qmax - qmin) / 2)`; `z = 0` for
     ///   signed codes, else the middle: the upper of two for a whole format
     ///   (128), the lower for custom codes
-    /// - float: `s = max(-lo, hi) / largest finite code`, `z = 0`
+    /// - float: `s = max(-lo, hi) / largest finite code`, `z = 0`; 1 for fp16
     ///
     /// with `s` at least f32 epsilon. Operations are in f32 in the order of
     /// `torch.ao.quantization`'s `_calculate_qparams`, so that scales equal
@@ -131,6 +134,7 @@ impl QParams {
             let Range { lo, hi } = Range::new(range.lo, range.hi)?;
             let (lo, hi) = (lo.min(0.0), hi.max(0.0));
             let (s, z) = match scheme.mapping {
+                _ if scheme.format == Format::FP16 => (1.0, 0),
                 _ if scheme.format.is_float() => (hi.max(-lo) / qmax as f32, 0),
                 Mapping::Symmetric => (hi.max(-lo) / ((qmax - qmin) as f64 / 2.0) as f32, middle),
                 Mapping::Affine => {
@@ -171,6 +175,15 @@ impl QParams {
             }};
         }
         match dtype.storage() {
+            DType::F16 => {
+                let mut halves = vec![f16::ZERO; values.len()];
+                for (run, g) in groups.runs() {
+                    let step = self.step(g);
+                    let pairs = halves[run.clone()].iter_mut().zip(&values[run]);
+                    pairs.for_each(|(q, &x)| *q = half(step.real(x)));
+                }
+                Tensor::new(x.shape(), halves)
+            }
             _ if self.scheme.format.is_float() => codes!(u8, |step: Step, x: f32| dtype.encode(step.real(x))),
             DType::I8 => codes!(i8, Step::code),
             DType::U8 => codes!(u8, Step::code),
@@ -214,6 +227,7 @@ impl QParams {
             };
         }
         let y = match dtype.storage() {
+            DType::F16 => reals!(f16, |step: Step, q: f16| q.to_f32() * step.s),
             _ if self.scheme.format.is_float() => reals!(u8, |step: Step, q: u8| dtype.decode(q) * step.s),
             DType::I8 => narrow!(i8),
             DType::U8 => narrow!(u8),
@@ -242,7 +256,9 @@ impl QParams {
     pub(crate) fn fake_quantize_run(&self, g: usize, x: &[f32], y: &mut [f32]) {
         let (step, dtype) = (self.step(g), self.scheme.format.dtype());
         let pairs = y.iter_mut().zip(x);
-        if self.scheme.format.is_float() {
+        if dtype == DType::F16 {
+            pairs.for_each(|(y, &x)| *y = half(step.real(x)).to_f32() * step.s);
+        } else if self.scheme.format.is_float() {
             pairs.for_each(|(y, &x)| *y = dtype.decode(dtype.encode(step.real(x))) * step.s);
         } else if dtype.bits() <= 16 {
             pairs.for_each(|(y, &x)| *y = (step.rounded(x) - ROUND) * step.s);
@@ -314,6 +330,11 @@ impl Step {
     }
 }
 
+/// The nearest half-precision number, the largest finite one for what lies beyond.
+fn half(x: f32) -> f16 {
+    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+}
+
 fn floats(x: &Tensor) -> Result<Cow<'_, [f32]>> {
     match x.dtype() {
         DType::F32 => Ok(Cow::Borrowed(x.slice()?)),
@@ -327,7 +348,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::scheme::Format;
 
     fn params(format: Format, mapping: Mapping, lo: f32, hi: f32) -> QParams {
         QParams::from_ranges(Scheme::new(format, mapping), &[Range { lo, hi }]).unwrap()
@@ -349,6 +369,7 @@ mod tests {
             (Format::UINT16, Mapping::Symmetric, (-1.0, 0.5), 1.0 / 32767.5, 1 << 15),
             (Format::INT32, Mapping::Affine, (-1e6, 1e6), 2e6 / 4294967296.0, 0),
             (Format::E4M3, Mapping::Symmetric, (-4.48, 1.0), 0.01, 0),
+            (Format::FP16, Mapping::Symmetric, (-4.48, 1.0), 1.0, 0),
             (e2m1, Mapping::Symmetric, (-4.48, 6.0), 1.0, 0),
             (Format::UINT8, Mapping::Affine, (f32::MIN, f32::MAX), f32::MAX / 127.5, 128),
         ] {
@@ -434,6 +455,7 @@ mod tests {
             9 => int,
             1 => Just((Format::E4M3, Mapping::Symmetric)),
             1 => Just((Format::E5M2, Mapping::Symmetric)),
+            1 => Just((Format::FP16, Mapping::Symmetric)),
             1 => Just((Format::Float { exponent: 2, mantissa: 1 }, Mapping::Symmetric)),
         ]
     }

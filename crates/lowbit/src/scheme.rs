@@ -31,6 +31,15 @@ pub enum Format {
         /// Mantissa bits.
         mantissa: u8,
     },
+    /// Places in a list of `2^bits` values ([`crate::codebook`]): for weights of
+    /// operators whose activations stay in float.
+    Codebook {
+        /// Width of a code, 2 to 8.
+        bits: u8,
+        /// Whether the values are fitted to the weight (k-means), or those of
+        /// 4-bit NormalFloat.
+        fitted: bool,
+    },
 }
 
 impl Format {
@@ -54,10 +63,16 @@ impl Format {
     pub const E4M3: Format = Format::Float { exponent: 4, mantissa: 3 };
     /// 8-bit float of wider range, up to 57344.
     pub const E5M2: Format = Format::Float { exponent: 5, mantissa: 2 };
+    /// IEEE half precision, for weights as they are, without a scale.
+    pub const FP16: Format = Format::Float { exponent: 5, mantissa: 10 };
+    /// QLoRA's 4-bit NormalFloat: quantiles of the normal distribution.
+    pub const NF4: Format = Format::Codebook { bits: 4, fitted: false };
 
     /// The least and greatest code; for floats the largest magnitude both ways.
     pub fn bounds(self) -> (i32, i32) {
         match self {
+            Format::FP16 => (-65504, 65504),
+            Format::Codebook { bits, .. } => (0, (1 << bits.min(8)) - 1),
             Format::Int { bits, signed: true, narrow } => {
                 let top = i32::MAX >> (32 - u32::from(bits));
                 (-top - i32::from(!narrow), top)
@@ -88,6 +103,12 @@ impl Format {
                 (_, true) => DType::I32,
                 (_, false) => DType::U32,
             },
+            Format::FP16 => DType::F16,
+            Format::Codebook { bits, .. } => match bits {
+                ..=2 => DType::U2,
+                3..=4 => DType::U4,
+                _ => DType::U8,
+            },
             Format::Float { exponent: 2, .. } => DType::F4E2M1,
             Format::Float { exponent: 4, .. } => DType::F8E4M3,
             Format::Float { .. } => DType::F8E5M2,
@@ -107,6 +128,14 @@ impl Format {
         }
     }
 
+    /// The width of a code.
+    pub fn bits(self) -> u8 {
+        match self {
+            Format::Int { bits, .. } | Format::Codebook { bits, .. } => bits,
+            Format::Float { exponent, mantissa } => 1 + exponent + mantissa,
+        }
+    }
+
     /// Whether codes are floating point.
     pub fn is_float(self) -> bool {
         matches!(self, Format::Float { .. })
@@ -116,16 +145,24 @@ impl Format {
     pub fn is_signed(self) -> bool {
         !matches!(self, Format::Int { signed: false, .. })
     }
+
+    /// Whether only weights beside float activations can have it.
+    pub fn is_for_storage(self) -> bool {
+        matches!(self, Format::FP16 | Format::Codebook { .. })
+    }
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Format::Int { bits, signed, narrow } => {
-                let (u, narrow) = (if *signed { "" } else { "u" }, if *narrow { "-narrow" } else { "" });
+                let (u, narrow) = (if signed { "" } else { "u" }, if narrow { "-narrow" } else { "" });
                 write!(f, "{u}int{bits}{narrow}")
             }
+            Format::FP16 => f.write_str("fp16"),
             Format::Float { exponent, mantissa } => write!(f, "e{exponent}m{mantissa}"),
+            Format::Codebook { bits, fitted: false } => write!(f, "nf{bits}"),
+            Format::Codebook { bits, fitted: true } => write!(f, "kmeans{bits}"),
         }
     }
 }
@@ -133,18 +170,24 @@ impl fmt::Display for Format {
 impl FromStr for Format {
     type Err = Error;
 
-    /// `int8`, `uint4`, `int8-narrow`, `e4m3`, `e5m2`, `e2m1` ...
+    /// `int8`, `uint4`, `int8-narrow`, `e4m3`, `e5m2`, `e2m1`, `fp16`, `nf4`, `kmeans4` ...
     fn from_str(s: &str) -> Result<Format> {
         let unknown = || {
             invalid!(
-                "unknown format \"{s}\"; known are intN and uintN (N = 2..32), each with -narrow, e4m3, e5m2, e2m1"
+                "unknown format \"{s}\"; known are intN and uintN (N = 2..32), each with -narrow, e4m3, e5m2, e2m1, fp16, nf4 and kmeansN (N = 2..8)"
             )
         };
         match s {
             "e4m3" => return Ok(Format::E4M3),
             "e5m2" => return Ok(Format::E5M2),
             "e2m1" => return Ok(Format::Float { exponent: 2, mantissa: 1 }),
+            "fp16" => return Ok(Format::FP16),
+            "nf4" => return Ok(Format::NF4),
             _ => {}
+        }
+        if let Some(bits) = s.strip_prefix("kmeans") {
+            let bits = bits.parse().ok().filter(|b| (2..=8).contains(b)).ok_or_else(unknown)?;
+            return Ok(Format::Codebook { bits, fitted: true });
         }
         let (rest, narrow) = s.strip_suffix("-narrow").map_or((s, false), |r| (r, true));
         let (rest, signed) = rest.strip_prefix('u').map_or((rest, true), |r| (r, false));
@@ -252,9 +295,25 @@ impl Groups {
         &self.scale_shape
     }
 
+    /// The group of element `i`.
+    pub fn of(&self, i: usize) -> usize {
+        let (row, extent) = (i / self.inner.max(1), self.extent.max(1));
+        let along = row % extent;
+        if self.is_blocked() {
+            let blocks = extent.div_ceil(self.size);
+            (row / extent * blocks + along / self.size) * self.inner + i % self.inner
+        } else {
+            along
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.scale_shape.len() > 1 || self.size > 1
+    }
+
     /// The elements in order, as runs of one group each.
     pub fn runs(&self) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
-        let blocked = self.scale_shape.len() > 1 || self.size > 1;
+        let blocked = self.is_blocked();
         // Blocks along the last axis are contiguous; along others each element
         // of the inner dimensions has a scale of its own.
         let step = match (blocked, self.inner) {
@@ -268,17 +327,10 @@ impl Groups {
                 return None;
             }
             let start = at;
-            let row = start / self.inner.max(1);
-            let along = row % self.extent.max(1);
+            let along = start / self.inner.max(1) % self.extent.max(1);
             let length = if step > 0 { step } else { self.size.min(self.extent - along) };
             at += length;
-            let group = if blocked {
-                let blocks = self.extent.div_ceil(self.size);
-                (row / self.extent * blocks + along / self.size) * self.inner + start % self.inner
-            } else {
-                along
-            };
-            Some((start..at.min(self.len), group))
+            Some((start..at.min(self.len), self.of(start)))
         })
     }
 }
@@ -336,8 +388,12 @@ impl Scheme {
         if lo >= hi || lo < least || hi > greatest {
             return Err(invalid!("codes {lo}..{hi} do not lie within {} ({least}..{greatest})", self.format));
         }
-        if self.format.is_float() && self.mapping == Mapping::Affine {
+        let integers = matches!(self.format, Format::Int { .. });
+        if !integers && self.mapping == Mapping::Affine {
             return Err(invalid!("{} has no zero point: its mapping is symmetric", self.format));
+        }
+        if !integers && self.codes.is_some() {
+            return Err(invalid!("{} takes no custom codes: they are for integers", self.format));
         }
         Ok(())
     }
@@ -379,11 +435,16 @@ mod tests {
             ("int7", (-64, 63), DType::I8),
             ("e4m3", (-448, 448), DType::F8E4M3),
             ("e5m2", (-57344, 57344), DType::F8E5M2),
+            ("fp16", (-65504, 65504), DType::F16),
+            ("nf4", (0, 15), DType::U4),
+            ("kmeans2", (0, 3), DType::U2),
+            ("kmeans3", (0, 7), DType::U4),
+            ("kmeans8", (0, 255), DType::U8),
         ] {
             let format: Format = name.parse().unwrap();
             assert_eq!((format.bounds(), format.dtype(), format.to_string().as_str()), (bounds, dtype, name));
         }
-        for bad in ["int1", "int33", "int", "float8", "uint8-wide", ""] {
+        for bad in ["int1", "int33", "int", "float8", "uint8-wide", "kmeans1", "kmeans9", "nf3", ""] {
             assert!(bad.parse::<Format>().is_err(), "{bad}");
         }
     }
@@ -404,6 +465,7 @@ mod tests {
             let found: Vec<usize> = groups.runs().flat_map(|(r, g)| r.map(move |_| g)).collect();
             let want: Vec<usize> = (0..30).map(|i| group(i / 15, i / 3 % 5, i % 3)).collect();
             assert_eq!(found, want, "{granularity:?}");
+            assert_eq!((0..30).map(|i| groups.of(i)).collect::<Vec<_>>(), want, "{granularity:?}");
             assert_eq!(groups.count(), want.iter().max().unwrap() + 1, "{granularity:?}");
         }
         assert!(Granularity::Axis(3).groups(&shape).is_err());

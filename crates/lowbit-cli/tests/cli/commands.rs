@@ -121,6 +121,27 @@ fn the_dynamic_method_needs_no_data() {
 }
 
 #[test]
+fn weights_alone_are_quantized_to_any_format() {
+    let folder = Folder::new();
+    let cases: [(&[&str], f64, f64); 5] = [
+        (&[], 0.99, 0.5),
+        (&["--weights", "uint4", "--block", "16", "--data", "calibration.npz", "--awq"], 0.97, 0.4),
+        (&["--weights", "nf4", "--data", "calibration.npz"], 0.95, 0.4),
+        (&["--weights", "kmeans4"], 0.95, 0.4),
+        (&["--weights", "fp16"], 1.0, 0.7),
+    ];
+    for (options, agreement, size) in cases {
+        let args = ["quantize", "digits.onnx", "--method", "weight-only", "-o", "small.onnx"];
+        let summary = folder.json(&[&args[..], options].concat());
+        assert_eq!(number(&summary["activations"]), 0.0);
+        let ratio = number(&summary["int8_bytes"]) / number(&summary["float_bytes"]);
+        assert!(number(&summary["weights"]) > 0.0 && ratio < size, "{options:?}: {summary}");
+        let scores = &folder.json(&["eval", "digits.onnx", "small.onnx", "--data", "test.npz"])["scores"];
+        assert!(number(&scores[1]["agreement"]) >= agreement, "{options:?}: {scores}");
+    }
+}
+
+#[test]
 fn quantize_equalizes_as_much_as_asked() {
     let folder = Folder::new();
     let quantized = |options: &[&str], name: &str| {

@@ -58,6 +58,7 @@ impl Dataset {
     /// | folder of images | JPEG and PNG files, sorted by name | four digits and `_` that begin every file's name, or none |
     /// | `.jpg` `.jpeg` `.png` | one image | none |
     /// | `.npz` | rows of the arrays named as the model's inputs, or of [`ArrayRule::key`](super::ArrayRule::key), else of `x` or the first | `y` or `labels`, if it has one class index per row |
+    /// | `.npz` of several arrays, none named as the model's only input or `x`, each without the dimension of samples | the arrays | `y` or `labels` |
     /// | `.npy` | rows of the array | none |
     /// | `.bin` `.bin.gz` | CIFAR-10 records | in the records |
     /// | `-ubyte` `-ubyte.gz` | IDX pictures (MNIST) | IDX file beside it, `labels` and `idx1` in its name for `images` and `idx3` |

@@ -26,6 +26,29 @@ impl Cast {
     }
 }
 
+/// A [`Cast`] to f32 of what is kept in half precision: it is left to each run,
+/// so that the constant stays half as large.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Widen;
+
+impl Op for Widen {
+    fn name(&self) -> &'static str {
+        "Cast"
+    }
+    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
+        Cast { to: DType::F32 }.infer(inputs)
+    }
+    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        Cast { to: DType::F32 }.eval(inputs)
+    }
+    fn attributes(&self) -> Attributes {
+        Cast { to: DType::F32 }.attributes()
+    }
+    fn folds(&self) -> bool {
+        false
+    }
+}
+
 impl Op for Cast {
     fn name(&self) -> &'static str {
         "Cast"

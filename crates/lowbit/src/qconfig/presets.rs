@@ -106,11 +106,10 @@ fn dynamic_rows() -> QConfig {
 
 /// Weights int8 per channel, activations in float.
 fn weight_only() -> QConfig {
-    QConfig { activation: None, weight: dynamic().weight }
+    QConfig::weight_only(Format::INT8_NARROW, None)
 }
 
-/// Weights int4 in blocks of 32, activations in float.
+/// Weights of 4 bits, affine, in blocks of 32, activations in float.
 fn int4() -> QConfig {
-    let weight = Spec::new(Format::INT4, Mapping::Symmetric).per(Per::Block(32));
-    QConfig { activation: None, weight: weight.rounded_by(Rounding::Gptq) }
+    QConfig::weight_only(Format::UINT4, None)
 }

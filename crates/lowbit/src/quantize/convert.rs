@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use super::dynamic::{Dynamic, DynamicOp, IntegerWeight};
 use super::finding::Finding;
+use super::grid::Grid;
 use super::placement::weight;
-use super::point::{PointOp, Role};
+use super::point::{Point, PointOp, Role};
 use super::prepare::Prepared;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::op::Quant;
+use crate::ops::cast::Widen;
+use crate::ops::lookup::LookupDequantize;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
 use crate::ops::recurrent::Recurrent;
 use crate::qconfig::Per;
@@ -38,11 +41,14 @@ impl Prepared {
     /// # Errors
     /// If a point saw no value; the error names it.
     pub fn convert(&self) -> Result<Converted> {
-        let params =
-            self.points.iter().map(|p| p.params().map_err(|e| e.at(&p.name))).collect::<Result<Vec<_>>>()?;
+        let form = |p: &Point| match p.role {
+            Role::Activation => p.params().map(Grid::Steps),
+            Role::Weight => p.grid(),
+        };
+        let forms = self.points.iter().map(|p| form(p).map_err(|e| e.at(&p.name)));
         let mut converting = Converting {
             prepared: self,
-            params,
+            grids: forms.collect::<Result<Vec<_>>>()?,
             operands: HashMap::new(),
             weights: HashMap::new(),
             zeros: ZeroPoints::default(),
@@ -66,7 +72,7 @@ fn own_operators(graph: &Graph) -> impl Iterator<Item = Finding> {
 
 struct Converting<'a> {
     prepared: &'a Prepared,
-    params: Vec<QParams>,
+    grids: Vec<Grid>,
     /// Scale and zero point of each point, stored once.
     operands: HashMap<usize, [Var; 2]>,
     /// Dequantized weights by constant, scales and the point that chose their
@@ -128,8 +134,9 @@ impl Converting<'_> {
     /// Codes of a weight for an operator on integers.
     fn integer_weight(&mut self, at: &Weighted) -> Result<Option<IntegerWeight>> {
         let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(None) };
-        let (point, params) = (&self.prepared.points[at.point], self.params[at.point].clone());
-        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &params));
+        let (point, grid) = (&self.prepared.points[at.point], &self.grids[at.point]);
+        let params = grid.steps().map_err(|e| e.at(&point.name))?.clone();
+        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, grid));
         let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
         let codes = params.quantize(rounded.as_ref().unwrap_or(weight))?;
         Ok(Some(IntegerWeight { name: point.name.clone(), codes, params }))
@@ -143,11 +150,11 @@ impl Converting<'_> {
 
     fn activation(&mut self, b: &mut Builder, point: usize, x: Var) -> Result<Var> {
         let name = b.name(x).to_string();
-        let params = &self.params[point];
+        let params = self.grids[point].steps()?;
         if let Some(t) = b.so_far().constant(x) {
             let codes = params.quantize(t)?;
             let codes = b.constant(&format!("{name}_q"), codes);
-            let [scale, zero] = self.scale_and_zero(b, point);
+            let [scale, zero] = self.scale_and_zero(b, point)?;
             return b.apply(
                 &format!("{name}_dq"),
                 Arc::new(DequantizeLinear::default()),
@@ -155,32 +162,37 @@ impl Converting<'_> {
             );
         }
         let x = implied(b, params, x).unwrap_or(x);
-        let [scale, zero] = self.scale_and_zero(b, point);
+        let [scale, zero] = self.scale_and_zero(b, point)?;
         let q = b.apply(&format!("{name}_q"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
         b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
     }
 
-    fn scale_and_zero(&mut self, b: &mut Builder, point: usize) -> [Var; 2] {
-        let (params, name) = (&self.params[point], &self.prepared.points[point].name);
-        *self.operands.entry(point).or_insert_with(|| {
+    fn scale_and_zero(&mut self, b: &mut Builder, point: usize) -> Result<[Var; 2]> {
+        let (params, name) = (self.grids[point].steps()?, &self.prepared.points[point].name);
+        Ok(*self.operands.entry(point).or_insert_with(|| {
             let (scale, zero) = params.operands();
             [b.constant(&format!("{name}_s"), scale), self.zeros.stored(b, zero)]
-        })
+        }))
     }
 
     fn weighted(&mut self, b: &mut Builder, node: &Node, inputs: &mut Vec<Var>, at: Weighted) -> Result<()> {
         let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(()) };
-        let mut params = self.params[at.point].clone();
+        let mut grid = self.grids[at.point].clone();
         let bias = at.bias.and_then(|i| IntegerBias::find(b, node, inputs, i));
-        if let Some(IntegerBias { x_scale, values: Some(values), .. }) = &bias {
-            self.widen_for_bias(node, &mut params, *x_scale, values);
+        if let (Some(IntegerBias { x_scale, values: Some(values), .. }), Grid::Steps(params)) =
+            (&bias, &mut grid)
+        {
+            self.widen_for_bias(node, params, *x_scale, values);
         }
         let point = &self.prepared.points[at.point];
-        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &params));
+        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &grid));
         let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
         let values = rounded.as_ref().unwrap_or(weight);
-        inputs[at.w] = self.stored_weight(b, &at, values, rounded.is_some(), &params)?;
+        inputs[at.w] = self
+            .stored_weight(b, &at, values, rounded.is_some(), &grid)
+            .map_err(|e| e.at(&point.name).at(&node.name))?;
         let Some(bias) = bias else { return Ok(()) };
+        let params = grid.steps()?;
         let lost = match &point.means {
             Some(means) => means.correction(weight, &params.fake_quantize(values)?, at.axis)?,
             None => None,
@@ -190,7 +202,7 @@ impl Converting<'_> {
             (values, lost) => values.or(lost),
         };
         if let Some(values) = corrected {
-            let v = stored_bias(b, &bias.name, &Tensor::vector(values), bias.x_scale, &params)?;
+            let v = stored_bias(b, &bias.name, &Tensor::vector(values), bias.x_scale, params)?;
             match inputs.get_mut(bias.operand) {
                 Some(input) => *input = v,
                 None => inputs.push(v),
@@ -227,28 +239,42 @@ impl Converting<'_> {
         at: &Weighted,
         values: &Tensor,
         chosen: bool,
-        params: &QParams,
+        grid: &Grid,
     ) -> Result<Var> {
-        let scales = params.scale.iter().map(|s| s.to_bits()).collect();
+        let scales = grid.scale().iter().map(|s| s.to_bits()).collect();
         let key = (at.source, scales, chosen.then_some(at.point));
         if let Some(v) = self.weights.get(&key) {
             return Ok(*v);
         }
         let name = self.prepared.graph.value(at.source).name.clone();
-        let codes = b.constant(&format!("{name}_q"), params.quantize(values)?);
-        // Zero points are written where they are 0 too: some runtimes take a
-        // missing one as a scalar and refuse it beside scales per channel.
-        let (scale, zero) = params.operands();
-        let scale = b.constant(&format!("{name}_s"), scale);
-        let operands = [codes, scale, self.zeros.stored(b, zero)];
-        let op = match params.scheme.granularity {
-            Granularity::Tensor => DequantizeLinear::default(),
-            Granularity::Axis(axis) => DequantizeLinear::along(axis as i64),
-            Granularity::Block { axis, size } => {
-                DequantizeLinear { block: size, ..DequantizeLinear::along(axis as i64) }
+        let codes = b.constant(&format!("{name}_q"), grid.quantize(values)?);
+        let part = |part: &str| format!("{name}_{part}");
+        let v = if grid.scheme().format == Format::FP16 {
+            b.apply(&part("dq"), Arc::new(Widen), &[codes])?
+        } else {
+            let granularity = grid.scheme().granularity;
+            let shape = granularity.groups(values.shape())?.scale_shape().to_vec();
+            let scale = b.constant(&part("s"), Tensor::new(&shape, grid.scale().to_vec())?);
+            let (axis, block) = match granularity {
+                Granularity::Tensor => (DequantizeLinear::default().axis, 0),
+                Granularity::Axis(axis) => (axis as i64, 0),
+                Granularity::Block { axis, size } => (axis as i64, size),
+            };
+            match grid {
+                Grid::Lookup(book) => {
+                    let list = b.constant(&part("c"), book.operand());
+                    let op = LookupDequantize { axis, block };
+                    b.apply(&part("dq"), Arc::new(op), &[codes, list, scale])?
+                }
+                Grid::Steps(params) => {
+                    // Zero points are written where they are 0 too: some runtimes take a
+                    // missing one as a scalar and refuse it beside scales per channel.
+                    let zero = self.zeros.stored(b, params.operands().1.reshaped(&shape)?);
+                    let op = DequantizeLinear { block, ..DequantizeLinear::along(axis) };
+                    b.apply(&part("dq"), Arc::new(op), &[codes, scale, zero])?
+                }
             }
         };
-        let v = b.apply(&format!("{name}_dq"), Arc::new(op), &operands)?;
         self.weights.insert(key, v);
         Ok(v)
     }

@@ -9,11 +9,11 @@ use lowbit_kernels::Matrix;
 use rayon::prelude::*;
 
 use self::feedback::{Column, Feedback, ROWS};
-use self::layer::{Layer, samples};
+pub(super) use self::layer::Layer;
+use self::layer::samples;
+use super::grid::Grid;
 use crate::error::{Result, invalid};
-use crate::op::Op;
 use crate::ops::product::{Operand, matmul};
-use crate::qparams::QParams;
 use crate::tensor::Tensor;
 
 /// Inputs of an output whose errors may make up for one another.
@@ -47,10 +47,8 @@ struct Block {
 }
 
 impl InputMoments {
-    /// Those of no samples; `None` unless `op` is a convolution, a Gemm or a
-    /// MatMul by a matrix, with a weight of shape `weight`.
-    pub fn new(op: &dyn Op, weight: &[usize]) -> Option<InputMoments> {
-        let layer = Layer::new(op, weight)?;
+    /// Those of no samples; `None` if the layer has no inputs.
+    pub(super) fn new(layer: Layer) -> Option<InputMoments> {
         let mut moments = InputMoments { layer, samples: 0, positions: 0, products: vec![] };
         moments.products = vec![0.0; moments.blocks().last()?.products.end];
         Some(moments)
@@ -87,6 +85,52 @@ impl InputMoments {
         Ok(())
     }
 
+    /// The mean square of each input, `[groups][columns]`; `None` if nothing
+    /// but 0 was seen, or what is not finite.
+    fn mean_squares(&self) -> Option<Vec<f32>> {
+        let of_block = |Block { columns, products, .. }: Block| {
+            let (n, products) = (columns.len(), &self.products[products]);
+            (0..n).map(move |i| products[i * n + i] / self.positions.max(1) as f32)
+        };
+        let squares: Vec<f32> = self.blocks().into_iter().flat_map(of_block).collect();
+        let seen = squares.iter().all(|x| x.is_finite()) && squares.iter().any(|x| *x > 0.0);
+        seen.then_some(squares)
+    }
+
+    /// The root mean square of each input; `None` if nothing but 0 was seen.
+    pub fn root_mean_squares(&self) -> Option<Vec<f32>> {
+        Some(self.mean_squares()?.into_iter().map(f32::sqrt).collect())
+    }
+
+    /// What the squared error of each element of the weight counts: the mean
+    /// square of the input that it is multiplied with. `None` if nothing but 0
+    /// was seen.
+    pub fn importance(&self) -> Option<Vec<f32>> {
+        Some(self.layer.spread(&self.mean_squares()?))
+    }
+
+    /// The sum of squared errors of the layer's outputs at the positions seen,
+    /// if the weight's elements are wrong by `errors`.
+    pub(super) fn output_error(&self, errors: &[f32]) -> f64 {
+        let layer = &self.layer;
+        let of_block = |Block { group, columns, products }: Block| {
+            let n = columns.len();
+            let rows = group * layer.rows..(group + 1) * layer.rows;
+            let e: Vec<f32> =
+                rows.flat_map(|row| columns.clone().map(move |c| errors[layer.at(row, c)])).collect();
+            let mut product = vec![0.0; e.len()];
+            let (left, h) = (Matrix::new(&e, layer.rows, n), Matrix::new(&self.products[products], n, n));
+            matmul(left, Operand::Plain(h), false, &mut product, true);
+            e.iter().zip(product).map(|(e, p)| f64::from(e * p)).sum::<f64>()
+        };
+        self.blocks().into_iter().map(of_block).sum()
+    }
+
+    /// What belongs to each input at each element of the weight.
+    pub(super) fn spread(&self, inputs: &[f32]) -> Vec<f32> {
+        self.layer.spread(inputs)
+    }
+
     /// The values that codes stand for in the place of `weight`: for each
     /// output channel `w` and block of inputs, `(w - q) H (w - q)'` is at most
     /// what the nearest codes give. `H` are the moments with 1 % of their mean
@@ -94,8 +138,9 @@ impl InputMoments {
     ///
     /// # Errors
     /// If the moments are not finite.
-    pub fn rounded(&self, weight: &Tensor, params: &QParams) -> Result<Tensor> {
+    pub fn rounded(&self, weight: &Tensor, grid: &Grid) -> Result<Tensor> {
         let (layer, w) = (&self.layer, weight.to_f32()?);
+        let groups = grid.scheme().granularity.groups(weight.shape())?;
         let parts = self.blocks().into_par_iter().map(|Block { group, columns, products }| {
             let Some(feedback) = self.feedback(&self.products[products], columns.len())? else {
                 return Ok(vec![]);
@@ -104,12 +149,7 @@ impl InputMoments {
             let part = |first: usize| {
                 let rows = first..end.min(first + ROWS);
                 let at = |row: usize, column: usize| layer.at(first + row, columns.start + column);
-                let nearest = |row: usize, x: f32| {
-                    let mut y = [0.0];
-                    let scale = if params.scale.len() > 1 { first + row } else { 0 };
-                    params.fake_quantize_run(scale, &[x], &mut y);
-                    y[0]
-                };
+                let nearest = |row: usize, column: usize, x: f32| grid.nearest(groups.of(at(row, column)), x);
                 let values = feedback.round(rows.len(), |row, column| w[at(row, column)], nearest);
                 let placed = |(column, values): (usize, Column)| {
                     (0..rows.len()).map(move |row| (row, column, values[row]))
@@ -119,7 +159,7 @@ impl InputMoments {
             };
             Ok((first..end).into_par_iter().step_by(ROWS).flat_map_iter(part).collect())
         });
-        let mut values = params.fake_quantize(weight)?.to_f32()?;
+        let mut values = grid.fake_quantize(weight)?.to_f32()?;
         for (i, value) in parts.collect::<Result<Vec<_>>>()?.into_iter().flatten() {
             values[i] = value;
         }

@@ -1,12 +1,14 @@
 //! Where values are quantized.
 
 use super::gptq::InputMoments;
+use super::grid::Grid;
 use super::means::InputMeans;
-use crate::error::Result;
-use crate::observer::AnyObserver;
+use crate::codebook::Codebook;
+use crate::error::{Result, invalid};
+use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Attribute, Attributes, Fact, Op, arity};
 use crate::qparams::QParams;
-use crate::scheme::Scheme;
+use crate::scheme::{Format, Scheme};
 use crate::tensor::Tensor;
 
 /// What a point's values are.
@@ -36,8 +38,21 @@ pub struct Point {
     /// For weights whose codes are chosen by the inputs of the operator: their
     /// second moments.
     pub moments: Option<InputMoments>,
+    /// For weights: their values, and how scales are found.
+    pub(super) source: Option<Source>,
     /// How many values of the graph are shown to it.
     pub(super) sites: usize,
+}
+
+/// A weight's values.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub values: Tensor,
+    /// Whether scales are those of least squared error, not of the observer.
+    pub search: bool,
+    /// What the error of each element counts where no inputs were seen, if that
+    /// is known.
+    pub importance: Option<Vec<f32>>,
 }
 
 impl Point {
@@ -60,9 +75,67 @@ impl Point {
     /// Scale and zero point for what has been seen.
     ///
     /// # Errors
-    /// If nothing has been seen.
+    /// If nothing has been seen, or codes stand for the values of a codebook.
     pub fn params(&self) -> Result<QParams> {
-        self.observer.qparams()
+        match &self.source {
+            Some(source) if source.search => {
+                QParams::least_squares(self.scheme, &source.values, self.importance(source).as_deref())
+            }
+            _ => self.observer.qparams(),
+        }
+    }
+
+    /// The values that a weight's codes stand for.
+    ///
+    /// # Errors
+    /// If the point is not one of a weight.
+    pub fn grid(&self) -> Result<Grid> {
+        let source = self.source.as_ref().ok_or_else(|| invalid!("is no weight"))?;
+        match self.scheme.format {
+            Format::Codebook { .. } => self.found(&source.values, self.importance(source).as_deref()),
+            _ => Ok(Grid::Steps(self.params()?)),
+        }
+    }
+
+    /// The grid for `values` in the place of the weight's.
+    fn found(&self, values: &Tensor, importance: Option<&[f32]>) -> Result<Grid> {
+        let (scheme, search) = (self.scheme, self.source.as_ref().is_some_and(|s| s.search));
+        if matches!(scheme.format, Format::Codebook { .. }) {
+            return Ok(Grid::Lookup(Codebook::fit(scheme, values, importance, search)?));
+        }
+        if search {
+            return Ok(Grid::Steps(QParams::least_squares(scheme, values, importance)?));
+        }
+        let mut observer = AnyObserver::new(ObserverConfig::MinMax, scheme)?;
+        observer.observe(values)?;
+        Ok(Grid::Steps(observer.qparams()?))
+    }
+
+    /// The squared error of a layer's outputs on the data seen, if its inputs
+    /// are divided by `factors`, and its weight multiplied by them and given the
+    /// nearest codes.
+    ///
+    /// # Errors
+    /// If the point is not one of a weight.
+    pub(crate) fn error_scaled_by(&self, factors: &[f32]) -> Result<f64> {
+        let (Some(source), Some(moments)) = (&self.source, &self.moments) else {
+            return Err(invalid!("is no weight whose inputs are observed"));
+        };
+        let (w, factors) = (source.values.to_f32()?, moments.spread(factors));
+        let scaled: Vec<f32> = w.iter().zip(&factors).map(|(w, f)| w * f).collect();
+        let scaled = Tensor::new(source.values.shape(), scaled)?;
+        let importance = self.importance(source).map(|mut importance| {
+            importance.iter_mut().zip(&factors).for_each(|(i, f)| *i /= f * f);
+            importance
+        });
+        let quantized = self.found(&scaled, importance.as_deref())?.fake_quantize(&scaled)?.to_f32()?;
+        let errors: Vec<f32> = w.iter().zip(&quantized).zip(&factors).map(|((w, q), f)| w - q / f).collect();
+        Ok(moments.output_error(&errors))
+    }
+
+    fn importance(&self, source: &Source) -> Option<Vec<f32>> {
+        let seen = self.moments.as_ref().and_then(InputMoments::importance);
+        seen.or_else(|| source.importance.clone())
     }
 }
 

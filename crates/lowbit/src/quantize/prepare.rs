@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::dynamic::{DynamicOp, dynamic_operands};
-use super::gptq::InputMoments;
+use super::gains::gains;
+use super::gptq::{InputMoments, Layer};
 use super::means::InputMeans;
 use super::patterns::{Function, Pattern, patterns};
 use super::placement::{Placement, operands, weight};
-use super::point::{Point, PointOp, Role};
+use super::point::{Point, PointOp, Role, Source};
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
@@ -118,7 +119,7 @@ impl Preparing<'_> {
             inputs[i] = self.pointed(b, old[i], inputs[i], spec, op.quant())?;
         }
         if let Some((i, axis)) = operands.weight.filter(|_| self.is_computed(v, old)) {
-            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, op)?;
+            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, (op, old[0]))?;
         }
         Ok(())
     }
@@ -141,7 +142,7 @@ impl Preparing<'_> {
         }
         let float = |v: &Var| self.old.constant(*v).is_some_and(|t| t.dtype() == DType::F32 && t.rank() > 1);
         if let Some((i, axis)) = weight(op).filter(|(i, _)| old.get(*i).is_some_and(float)) {
-            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, op)?;
+            inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, (op, old[0]))?;
         }
         Ok(())
     }
@@ -196,6 +197,7 @@ impl Preparing<'_> {
                     observer: AnyObserver::new(spec.observer, scheme)?,
                     means: None,
                     moments: None,
+                    source: None,
                     sites: 0,
                 });
                 self.by_class.insert(key, self.points.len() - 1);
@@ -219,21 +221,27 @@ impl Preparing<'_> {
         new: Var,
         spec: &Spec,
         axis: usize,
-        op: &dyn Op,
+        (op, x): (&dyn Op, Var),
     ) -> Result<Var> {
         let Some(t) = self.old.constant(old) else { return Ok(new) };
         let name = self.old.value(old).name.clone();
         let scheme = spec.scheme(Some(axis));
-        let mut observer = AnyObserver::new(spec.observer, scheme).map_err(|e| e.at(&name))?;
+        let search = spec.observer == ObserverConfig::Mse;
+        let config = if search { ObserverConfig::MinMax } else { spec.observer };
+        let mut observer = AnyObserver::new(config, scheme).map_err(|e| e.at(&name))?;
         observer.observe(t).map_err(|e| e.at(&name))?;
         let channels = op.name().contains("Conv").then_some(1);
         let means = spec.correct_bias.then(|| InputMeans::new(channels));
+        let layer = Layer::new(op, t.shape());
+        let importance =
+            layer.as_ref().filter(|_| search).and_then(|layer| gains(self.old, x).map(|g| layer.spread(&g)));
         let moments = match spec.rounding {
             Rounding::Nearest => None,
-            Rounding::Gptq => InputMoments::new(op, t.shape()),
+            Rounding::Gptq => layer.and_then(InputMoments::new),
         };
+        let source = Some(Source { values: t.clone(), search, importance });
         let (role, point) = (Role::Weight, format!("{name}_point"));
-        self.points.push(Point { name, role, scheme, observer, means, moments, sites: 0 });
+        self.points.push(Point { name, role, scheme, observer, means, moments, source, sites: 0 });
         let op = PointOp { point: self.points.len() - 1, moved: true };
         b.apply(&point, Arc::new(op), &[new])
     }

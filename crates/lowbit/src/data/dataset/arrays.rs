@@ -94,7 +94,18 @@ pub(super) fn open(
     if let Some(key) = rule.and_then(|r| r.key.as_deref())
         && !names.iter().any(|n| n == key)
     {
-        let source = sequences(&mut file, key, affine, inputs)?;
+        let glob = Glob::new(key).map_err(|e| invalid!("array.key: {e}"))?.compile_matcher();
+        let members: Vec<String> = names.iter().filter(|n| glob.is_match(n)).cloned().collect();
+        if members.is_empty() {
+            return Err(invalid!("no array is named {key:?}; it has {}", names.join(", ")));
+        }
+        let input = inputs.first().map_or(key, |v| &v.name);
+        let source = sequences(&mut file, &members, affine, input)?;
+        let labels = labels(&mut file, rule, source.len())?;
+        return Ok((Source::Sequences(source), labels));
+    }
+    if let Some((input, members)) = whole_samples(&mut file, &names, inputs)? {
+        let source = sequences(&mut file, &members, affine, &input)?;
         let labels = labels(&mut file, rule, source.len())?;
         return Ok((Source::Sequences(source), labels));
     }
@@ -161,28 +172,40 @@ fn picture_form(tensor: &Tensor) -> Form {
     }
 }
 
-/// The members that `pattern` matches, in the file's order.
-fn sequences(
+/// The model's only input and all arrays but labels, if none of these is named
+/// as it or `x`, there are several, and each lacks just the dimension of samples:
+/// texts, sounds and the like, each one sample.
+fn whole_samples(
     file: &mut Members,
-    pattern: &str,
-    affine: Option<Affine>,
+    names: &[String],
     inputs: &[Value],
-) -> Result<Sequences> {
-    let glob = Glob::new(pattern).map_err(|e| invalid!("array.key: {e}"))?.compile_matcher();
+) -> Result<Option<(String, Vec<String>)>> {
+    let members: Vec<String> = names.iter().filter(|n| !LABELS.contains(&n.as_str())).cloned().collect();
+    let ([input], [_, _, ..]) = (inputs, members.as_slice()) else { return Ok(None) };
+    if members.iter().any(|n| *n == input.name || n == "x") {
+        return Ok(None);
+    }
+    for name in &members {
+        if file.read(name)?.rank() + 1 != input.fact.rank() {
+            return Ok(None);
+        }
+    }
+    Ok(Some((input.name.clone(), members)))
+}
+
+/// These members, each one sample.
+fn sequences(file: &mut Members, names: &[String], affine: Option<Affine>, input: &str) -> Result<Sequences> {
     let mut members = vec![];
-    for name in file.names().into_iter().filter(|n| glob.is_match(n)) {
-        let mut tensor = file.read(&name)?;
+    for name in names {
+        let mut tensor = file.read(name)?;
         if let Some(affine) = affine {
             tensor = affine.apply(&tensor)?;
         }
         let mut shape = vec![1];
         shape.extend(tensor.shape());
-        members.push((name, tensor.reshaped(&shape)?));
+        members.push((name.clone(), tensor.reshaped(&shape)?));
     }
-    if members.is_empty() {
-        return Err(invalid!("no array is named {pattern:?}; it has {}", file.names().join(", ")));
-    }
-    Ok(Sequences { input: inputs.first().map_or(pattern, |v| &v.name).to_owned(), members })
+    Ok(Sequences { input: input.to_owned(), members })
 }
 
 /// One class index per sample, from the member that the rule names, or from

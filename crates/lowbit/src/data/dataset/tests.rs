@@ -210,6 +210,25 @@ fn unequal_and_empty_arrays_are_refused() {
 }
 
 #[test]
+fn arrays_without_the_dimension_of_samples_are_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("texts.npz");
+    let texts = [vec![1i64, 5, 6], vec![1, 7], vec![1, 8]].map(Tensor::vector);
+    let labels = Tensor::vector(vec![4u8, 2, 0]);
+    let members = ["b", "a", "c"].into_iter().zip(&texts).chain([("y", &labels)]);
+    npz::write(&path, members).unwrap();
+    let ids = |rank: &[&str]| vec![value("ids", DType::I64, rank)];
+    let dataset = open(&path, "", &ids(&["N", "T"])).unwrap();
+    let batches: Vec<_> = dataset.batches(8).map(Result::unwrap).collect();
+    let found: Vec<_> = batches.iter().map(|b| (b.inputs[0].1.shape(), b.names.clone())).collect();
+    assert_eq!(found, [(&[1, 3][..], vec!["b".to_string()]), (&[2, 2], vec!["a".into(), "c".into()])]);
+    assert_eq!((batches[0].inputs[0].0.as_str(), dataset.labels()), ("ids", Some(vec![4, 2, 0])));
+    // Rows of the first array, where these are samples; nothing, where they are not all alike.
+    let rows = open(&path, "", &ids(&["N"])).unwrap();
+    assert_eq!(rows.batches(8).next().unwrap().unwrap().inputs[0].1, texts[0]);
+}
+
+#[test]
 fn eight_bit_arrays_of_rank_4_are_pictures() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.npy");

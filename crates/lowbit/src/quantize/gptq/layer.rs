@@ -48,6 +48,19 @@ impl Layer {
         Some(Layer { groups: 1, rows, columns, kind: Kind::Matrix { flipped } })
     }
 
+    /// What belongs to each input, `[groups][columns]` or `[columns]` of every
+    /// group, at each element of the weight.
+    pub fn spread(&self, inputs: &[f32]) -> Vec<f32> {
+        let mut spread = vec![0.0; self.groups * self.rows * self.columns];
+        let of_group = inputs.chunks_exact(self.columns.max(1)).cycle();
+        for (group, inputs) in of_group.take(self.groups).enumerate() {
+            for row in group * self.rows..(group + 1) * self.rows {
+                inputs.iter().enumerate().for_each(|(column, x)| spread[self.at(row, column)] = *x);
+            }
+        }
+        spread
+    }
+
     /// Where a weight lies, by output channel of all groups and input of its group.
     pub fn at(&self, row: usize, column: usize) -> usize {
         match self.kind {

@@ -3,9 +3,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::codebook::Codebook;
 use crate::graph::{Builder, Graph, Var};
 use crate::observer::ObserverConfig;
-use crate::op::{Dim, Fact};
+use crate::op::{Dim, Fact, Op};
 use crate::ops::conv::Conv;
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::linear::{Gemm, MatMul};
@@ -70,7 +71,7 @@ impl Case {
     }
 
     fn moments(&self, batches: &[Tensor]) -> InputMoments {
-        let mut moments = InputMoments::new(&*self.op, self.weight).unwrap();
+        let mut moments = InputMoments::new(Layer::new(&*self.op, self.weight).unwrap()).unwrap();
         batches.iter().for_each(|x| moments.observe(x).unwrap());
         moments
     }
@@ -85,13 +86,14 @@ impl Case {
         self.op.eval(&[x, &weight]).unwrap().remove(0).to_f32().unwrap()
     }
 
-    /// `(w - q) H (w - q)'` of each output channel, in f64.
-    fn costs(&self, moments: &InputMoments, weight: &Tensor, quantized: &Tensor) -> Vec<f64> {
+    /// `(w - q) H (w - q)'` of each output channel, in f64, with this share of
+    /// the mean diagonal element added to the diagonal.
+    fn costs(&self, moments: &InputMoments, weight: &Tensor, quantized: &Tensor, share: f64) -> Vec<f64> {
         let (layer, w, q) = (&moments.layer, weight.to_f32().unwrap(), quantized.to_f32().unwrap());
         let n = layer.columns;
         let cost = |row: usize| {
             let h = &moments.products[row / layer.rows * n * n..][..n * n];
-            let damping = 0.01 * (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>() / n as f64;
+            let damping = share * (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>() / n as f64;
             let e: Vec<f64> =
                 (0..n).map(|c| layer.at(row, c)).map(|i| f64::from(w[i]) - f64::from(q[i])).collect();
             let outputs: f64 = (0..n * n).map(|i| e[i / n] * e[i % n] * f64::from(h[i])).sum();
@@ -101,12 +103,20 @@ impl Case {
     }
 }
 
-fn params(case: &Case, weight: &Tensor, format: Format, per: Per) -> QParams {
+fn errors(weight: &Tensor, quantized: &Tensor) -> Vec<f32> {
+    let (w, q) = (weight.to_f32().unwrap(), quantized.to_f32().unwrap());
+    w.iter().zip(q).map(|(w, q)| w - q).collect()
+}
+
+fn grid(case: &Case, weight: &Tensor, format: Format, per: Per) -> Grid {
     let spec = Spec { per, ..Spec::new(format, Mapping::Symmetric) };
-    let mut observer =
-        crate::observer::AnyObserver::new(spec.observer, spec.scheme(Some(case.axis))).unwrap();
+    let scheme = spec.scheme(Some(case.axis));
+    if matches!(format, Format::Codebook { .. }) {
+        return Grid::Lookup(Codebook::fit(scheme, weight, None, false).unwrap());
+    }
+    let mut observer = crate::observer::AnyObserver::new(spec.observer, scheme).unwrap();
     observer.observe(weight).unwrap();
-    observer.qparams().unwrap()
+    Grid::Steps(observer.qparams().unwrap())
 }
 
 #[test]
@@ -167,19 +177,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn no_output_channel_costs_more_than_with_the_nearest_codes(
-        seed in 0u32..10_000, per_channel in any::<bool>(),
-        format in prop::sample::select(vec![Format::INT8_NARROW, Format::INT4, Format::INT16, Format::E4M3]),
+        seed in 0u32..10_000,
+        per in prop::sample::select(vec![Per::Tensor, Per::Channel, Per::Block(1), Per::Block(3), Per::Block(32)]),
+        format in prop::sample::select(
+            vec![Format::INT8_NARROW, Format::INT4, Format::INT16, Format::E4M3, Format::NF4],
+        ),
     ) {
-        let per = if per_channel { Per::Channel } else { Per::Tensor };
         for case in cases() {
             let weight = case.weight(seed);
             let moments = case.moments(&[smooth(seed, case.x)]);
-            let params = params(&case, &weight, format, per);
-            let rounded = moments.rounded(&weight, &params).unwrap();
+            let grid = grid(&case, &weight, format, per);
+            let rounded = moments.rounded(&weight, &grid).unwrap();
             // They are values of codes, and their codes are within range.
-            prop_assert_eq!(&params.fake_quantize(&rounded).unwrap(), &rounded, "{}", case.name);
-            let nearest = params.fake_quantize(&weight).unwrap();
-            let costs = [&rounded, &nearest].map(|q| case.costs(&moments, &weight, q));
+            prop_assert_eq!(&grid.fake_quantize(&rounded).unwrap(), &rounded, "{}", case.name);
+            let nearest = grid.fake_quantize(&weight).unwrap();
+            let outputs = moments.output_error(&errors(&weight, &nearest));
+            let exact: f64 = case.costs(&moments, &weight, &nearest, 0.0).iter().sum();
+            prop_assert!((outputs - exact).abs() <= 1e-3 * exact + 1e-6, "{}: {outputs} and {exact}", case.name);
+            let costs = [&rounded, &nearest].map(|q| case.costs(&moments, &weight, q, 0.01));
             for (ours, nearest) in costs[0].iter().zip(&costs[1]) {
                 prop_assert!(*ours <= nearest * 1.001 + 1e-12, "{}: {ours} > {nearest}", case.name);
             }
@@ -192,10 +207,10 @@ fn four_bits_of_correlated_inputs_lose_less_than_half() {
     let case =
         Case { name: "", op: conv(1, &[], &[], &[]), weight: &[40, 8, 1, 9], x: &[16, 8, 4, 40], axis: 0 };
     let (weight, moments) = (case.weight(1), case.moments(&[smooth(2, case.x)]));
-    let params = params(&case, &weight, Format::INT4, Per::Channel);
-    let cost = |q: &Tensor| case.costs(&moments, &weight, q).iter().sum::<f64>();
-    let rounded = cost(&moments.rounded(&weight, &params).unwrap());
-    let nearest = cost(&params.fake_quantize(&weight).unwrap());
+    let grid = grid(&case, &weight, Format::INT4, Per::Channel);
+    let cost = |q: &Tensor| case.costs(&moments, &weight, q, 0.01).iter().sum::<f64>();
+    let rounded = cost(&moments.rounded(&weight, &grid).unwrap());
+    let nearest = cost(&grid.fake_quantize(&weight).unwrap());
     assert!(rounded < 0.5 * nearest, "{rounded} after {nearest}");
 }
 
@@ -204,13 +219,13 @@ fn wide_layers_are_rounded_in_parts_and_on_any_number_of_threads() {
     let case = Case { name: "", op: Arc::new(MatMul), weight: &[2100, 70], x: &[50, 2100], axis: 1 };
     let (weight, moments) = (case.weight(1), case.moments(&[smooth(2, case.x)]));
     assert_eq!(moments.products.len(), 3 * 700 * 700);
-    let params = params(&case, &weight, Format::INT4, Per::Channel);
+    let grid = grid(&case, &weight, Format::INT4, Per::Channel);
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| moments.rounded(&weight, &params).unwrap())
+        pool.install(|| moments.rounded(&weight, &grid).unwrap())
     };
     assert_eq!(on(1), on(3));
-    assert_ne!(on(1), params.fake_quantize(&weight).unwrap());
+    assert_ne!(on(1), grid.fake_quantize(&weight).unwrap());
 }
 
 #[test]
@@ -218,15 +233,15 @@ fn other_operators_and_layers_without_input_keep_the_nearest_codes() {
     let window = Window::default();
     let transposed =
         ConvTranspose { window, group: 1, kernel: None, output_padding: vec![], output_shape: None };
-    assert_eq!(InputMoments::new(&transposed, &[2, 2, 3, 3]), None);
-    assert_eq!(InputMoments::new(&MatMul, &[2, 3, 3]), None);
+    assert!(Layer::new(&transposed, &[2, 2, 3, 3]).is_none());
+    assert!(Layer::new(&MatMul, &[2, 3, 3]).is_none());
     let case = &cases()[0];
     let weight = case.weight(1);
-    let params = params(case, &weight, Format::INT4, Per::Channel);
+    let grid = grid(case, &weight, Format::INT4, Per::Channel);
     let zeros = Tensor::new(case.x, vec![0f32; case.x.iter().product()]).unwrap();
     for batches in [vec![], vec![zeros]] {
-        let rounded = case.moments(&batches).rounded(&weight, &params).unwrap();
-        assert_eq!(rounded, params.fake_quantize(&weight).unwrap());
+        let rounded = case.moments(&batches).rounded(&weight, &grid).unwrap();
+        assert_eq!(rounded, grid.fake_quantize(&weight).unwrap());
     }
 }
 

@@ -173,6 +173,7 @@ fn values_of(format: Format) -> Option<CodeValues> {
     let dtype = format.dtype();
     match format {
         Format::Int { bits, .. } => (usize::from(bits) == dtype.bits()).then_some(CodeValues::Integers),
+        Format::Codebook { .. } => None,
         Format::Float { .. } => {
             Some(CodeValues::Table((0..1u16 << dtype.bits()).map(|q| dtype.decode(q as u8)).collect()))
         }
