@@ -3,6 +3,8 @@
 
 mod awq;
 mod equalize;
+mod nbits;
 
 pub use awq::awq;
 pub use equalize::{ChannelScales, equalize};
+pub use nbits::products_of_few_bits;
