@@ -1,5 +1,7 @@
 //! `lowbit quantize`: a float model in, an int8 model out.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -8,14 +10,14 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::batch_size;
+use lowbit::analysis::{batch_size, random_inputs};
 use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
 use lowbit::passes::{awq, equalize};
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, Target, preset};
-use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies};
+use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies, quantize_sparing};
 use lowbit::scheme::Format;
 use lowbit::session::{Report, Session};
 use serde::Serialize;
@@ -223,6 +225,7 @@ pub struct Quantized {
 }
 
 /// Fuses, equalizes, rescales, prepares, calibrates on all of `data`, if there is any, and converts.
+/// What breaks a model that has no ranges of its own stays in float.
 pub fn quantize(
     float: &Graph,
     mapping: &QConfigMapping,
@@ -238,17 +241,31 @@ pub fn quantize(
         let progress = Progress::new("rescaling", data.len().div_ceil(batch));
         fused = awq(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
     }
-    let mut prepared = prepare(&fused, mapping)?;
-    if let Some(data) = data {
-        let progress = Progress::new("calibrating", data.len().div_ceil(batch));
-        prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
-    }
-    let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
-    let (activations, weights) = (points(Role::Activation), points(Role::Weight));
-    let mut converted = prepared.convert()?;
-    converted.graph = quantize_bodies(&converted.graph, mapping)?;
+    let counts = Cell::new((0, 0));
+    let convert = |mapping: &QConfigMapping| {
+        let mut prepared = prepare(&fused, mapping)?;
+        if let Some(data) = data {
+            let progress = Progress::new("calibrating", data.len().div_ceil(batch));
+            prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
+        }
+        let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
+        counts.set((points(Role::Activation), points(Role::Weight)));
+        let mut converted = prepared.convert()?;
+        converted.graph = quantize_bodies(&converted.graph, mapping)?;
+        crate::interrupt::check()?;
+        Ok(converted)
+    };
+    let converted = if mapping.is_static() {
+        convert(mapping)?
+    } else {
+        let probe = match data.and_then(|data| tensors(data, &fused, batch).next()) {
+            Some(batch) => batch?,
+            None => random_inputs(&fused, batch, &BTreeMap::new())?,
+        };
+        quantize_sparing(&fused, mapping, &[probe], convert)?
+    };
     let session = Session::compile(&converted.graph)?;
-    crate::interrupt::check()?;
+    let (activations, weights) = counts.get();
     Ok(Quantized { graph: converted.graph, session, activations, weights, findings: converted.findings })
 }
 
@@ -352,16 +369,25 @@ fn text(s: &Summary<'_>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What a compiled model runs in float, and why; empty if nothing.
+/// What a compiled model runs in float, and why, of many nodes those that
+/// compute the most; empty if nothing.
 pub fn fallbacks(report: &Report) -> anyhow::Result<String> {
+    const MOST: usize = 20;
     let mut text = String::new();
     if report.fallbacks.is_empty() {
         return Ok(text);
     }
+    let mut nodes: Vec<_> = report.fallbacks.iter().collect();
+    if nodes.len() > MOST {
+        nodes.sort_by_key(|f| std::cmp::Reverse(f.macs));
+    }
     let mut table = Table::new(&["stays in float", "op", ">MACs", "because"]);
-    for f in &report.fallbacks {
+    for f in nodes.iter().take(MOST) {
         table.row([f.node.clone(), f.op.clone(), count(f.macs), f.reason.clone()]);
     }
     write!(text, "\n{table}")?;
+    if nodes.len() > MOST {
+        write!(text, "... and {} nodes more, in --json", nodes.len() - MOST)?;
+    }
     Ok(text)
 }

@@ -154,7 +154,8 @@ fn profiles(costs: Vec<Cost>) -> Vec<NodeProfile> {
 
 /// Inputs for a measurement: f32 values drawn evenly from 0..1, always the
 /// same; zeros of other types. A named dimension has the size that `sizes`
-/// gives its name; else the first of an input is `batch`, and others are 1.
+/// gives its name; else one that is the first of an input is `batch`, wherever it
+/// appears, and others are 1.
 ///
 /// # Errors
 /// If `sizes` names a dimension that the model does not have, or a tensor
@@ -170,18 +171,21 @@ pub fn random_inputs(graph: &Graph, batch: usize, sizes: &BTreeMap<String, usize
         let names = if names.is_empty() { "none".into() } else { names.join(", ") };
         return Err(invalid!("the model's inputs have no dimension named {name:?}; they have {names}"));
     }
-    graph
-        .inputs()
-        .map(|(_, v)| random_input(&v.fact, batch, sizes).map_err(|e: Error| e.at(&v.name)))
-        .collect()
+    let mut sizes = sizes.clone();
+    for (_, v) in graph.inputs() {
+        if let Some(Dim::Named(first)) = v.fact.shape.first() {
+            sizes.entry(first.clone()).or_insert(batch);
+        }
+    }
+    graph.inputs().map(|(_, v)| random_input(&v.fact, &sizes).map_err(|e: Error| e.at(&v.name))).collect()
 }
 
-fn random_input(fact: &Fact, batch: usize, sizes: &BTreeMap<String, usize>) -> Result<Tensor> {
-    let size = |(i, d): (usize, &Dim)| match d {
+fn random_input(fact: &Fact, sizes: &BTreeMap<String, usize>) -> Result<Tensor> {
+    let size = |d: &Dim| match d {
         Dim::Known(n) => *n,
-        Dim::Named(name) => sizes.get(name).copied().unwrap_or(if i == 0 { batch } else { 1 }),
+        Dim::Named(name) => sizes.get(name).copied().unwrap_or(1),
     };
-    let shape: Vec<usize> = fact.shape.iter().enumerate().map(size).collect();
+    let shape: Vec<usize> = fact.shape.iter().map(size).collect();
     let n = element_count(&shape)?;
     if fact.dtype != DType::F32 {
         return Tensor::from_bytes(fact.dtype, &shape, &vec![0; fact.dtype.bytes_of(n)]);
