@@ -16,11 +16,11 @@ mod placement;
 mod point;
 mod prepare;
 mod spare;
+mod unobserved;
 
 pub use batches::Progress;
 pub(crate) use batches::{lock, run_all, threads};
 pub use convert::Converted;
-pub use dynamic::{quantize_bodies, quantize_dynamic};
 pub use finding::Finding;
 pub use fuse::fuse;
 pub(crate) use fuse::fuse_outside;
@@ -30,3 +30,4 @@ pub use means::InputMeans;
 pub use point::{Point, PointOp, Role};
 pub use prepare::{Prepared, prepare};
 pub use spare::quantize_sparing;
+pub use unobserved::{quantize_bodies, quantize_dynamic};

@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::convert::Converted;
-use super::fuse::fuse;
 use super::placement::operands;
-use super::prepare::prepare;
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Node, Var};
 use crate::op::{Attribute, Attributes, Fact, Op, arity};
@@ -18,47 +15,10 @@ use crate::ops::layout::Transpose;
 use crate::ops::linear::{Gemm, MatMul};
 use crate::ops::quantize::{DynamicFakeQuantize, DynamicQuantizeLinear};
 use crate::ops::recurrent::{Recurrent, quantize_recurrent};
-use crate::qconfig::{Per, QConfigMapping, Spec, Target, preset};
+use crate::qconfig::{Per, Spec};
 use crate::qparams::QParams;
-use crate::scheme::{Format, Granularity};
+use crate::scheme::Granularity;
 use crate::tensor::{DType, Tensor};
-
-/// Quantizes the weights of the nodes `which` (of all nodes, if there is none)
-/// to `weights`, per output channel, and their activations by the range that
-/// they have in each run: no data is needed.
-///
-/// The result is made of ONNX's integer operators:
-/// `y = cast(MatMulInteger(q, w, z)) * (s * s_w[n]) + bias[n]`, where
-/// `q, s, z = DynamicQuantizeLinear(x)`.
-///
-/// # Errors
-/// If a target matches nothing or cannot be quantized, or a weight is NaN.
-pub fn quantize_dynamic(graph: &Graph, which: &[Target], weights: Format) -> Result<Converted> {
-    let mut config = preset("dynamic")?;
-    config.weight.format = weights;
-    let mapping = match which {
-        [] => QConfigMapping::global(config),
-        some => some.iter().fold(QConfigMapping::default(), |mapping, target| {
-            mapping.with(target.clone(), Some(config.clone()))
-        }),
-    };
-    let mut converted = prepare(&fuse(graph)?, &mapping)?.convert()?;
-    converted.graph = quantize_bodies(&converted.graph, &mapping)?;
-    Ok(converted)
-}
-
-/// The graph with the bodies of its branches, loops and scans quantized by the
-/// rules of `mapping` that need no calibration. They are observed by nobody, so
-/// rules that need it leave them in float.
-///
-/// # Errors
-/// As those of [`prepare`] and [`Prepared::convert`](super::Prepared::convert).
-pub fn quantize_bodies(graph: &Graph, mapping: &QConfigMapping) -> Result<Graph> {
-    if mapping.is_static() {
-        return Ok(graph.clone());
-    }
-    graph.map_bodies(|body| Ok(prepare(body, &mapping.matching(body))?.convert()?.graph))
-}
 
 /// The operands of a node that are quantized in each run: those of products
 /// with a constant matrix, of convolutions with constant filters, of recurrent
@@ -280,6 +240,3 @@ fn along_channels(t: Tensor, rank: usize) -> Result<Tensor> {
     shape[1] = t.len();
     t.reshaped(&shape)
 }
-
-#[cfg(test)]
-mod tests;

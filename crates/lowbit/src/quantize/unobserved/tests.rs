@@ -1,6 +1,14 @@
+use std::sync::Arc;
+
 use super::*;
-use crate::op::Dim;
+use crate::graph::Builder;
+use crate::op::{Dim, Fact};
+use crate::ops::binary::Arithmetic;
+use crate::ops::conv::Conv;
+use crate::ops::linear::{Gemm, MatMul};
+use crate::qconfig::Per;
 use crate::session::Session;
+use crate::tensor::{DType, Tensor};
 
 fn noise(seed: u32, shape: &[usize]) -> Tensor {
     let mut x = seed.wrapping_mul(0x9e37_79b9) | 1;
