@@ -113,7 +113,7 @@ impl LowBitShape {
 /// A matrix of weights in codes, packed once and read by every table.
 ///
 /// Layout: groups of 128 columns, the last one of as many strips of 16 as it
-/// needs. Of a group, for each 32 bits of codes down the depth, a [`Line`] of
+/// needs. Of a group, for each 32 bits of codes down the depth, a `Line` of
 /// each strip; and for each block the scales of each strip, and the zero points
 /// if any differs from 0. Missing columns have scales of 0.
 #[derive(Clone)]
