@@ -15,7 +15,7 @@ use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
-use lowbit::passes::{awq, equalize};
+use lowbit::passes::{awq, equalize, products_of_few_bits};
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, Target, preset};
 use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies, quantize_sparing};
 use lowbit::scheme::Format;
@@ -75,6 +75,10 @@ pub struct Args {
     /// Move factors into weights that meet great inputs on the samples, so that these get finer steps.
     #[arg(long, conflicts_with = "config")]
     awq: bool,
+    /// Write products with weights of few bits as onnxruntime's MatMulNBits, which computes in float
+    /// or, faster for many rows, in int8; by default as standard operators.
+    #[arg(long, value_enum, value_name = "COMPUTE")]
+    matmul_nbits: Option<Compute>,
     /// How the ranges of activations are chosen: min-max, moving-average, histogram,
     /// percentile, percentile=99.99, entropy or mse; by default what the preset says.
     #[arg(long, value_parser = calibrator)]
@@ -124,6 +128,15 @@ impl Method {
             Method::WeightOnly => "weight-only",
         }
     }
+}
+
+/// What a product with weights of few bits computes in.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compute {
+    /// In float.
+    Float,
+    /// In int8: the other operand is quantized in each run, block by block.
+    Int8,
 }
 
 fn calibrator(text: &str) -> Result<ObserverConfig, String> {
@@ -320,7 +333,18 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         )),
         _ => {}
     }
-    let q = quantize(&float, &mapping, data.as_ref(), args.batch)?;
+    let mut q = quantize(&float, &mapping, data.as_ref(), args.batch)?;
+    if let Some(compute) = args.matmul_nbits {
+        let graph = products_of_few_bits(&q.graph, compute == Compute::Int8)?;
+        if graph == q.graph {
+            bail!(
+                "{}: no MatMul has weights of 2, 4 or 8 bits alone for --matmul-nbits",
+                args.model.display()
+            );
+        }
+        q.graph = graph;
+        q.session = Session::compile(&q.graph)?;
+    }
     if q.weights == 0 {
         warn(&format!(
             "{}: no weight was quantized: it has no layer that lowbit quantizes, or rules keep all of them in float",

@@ -90,6 +90,7 @@ fn errors_name_place_and_cause() {
         Case(quantize(&["--batch", "0"]), 2, &["--batch"]),
         Case(quantize(&["--resize", "2y2"]), 2, &["2y2"]),
         Case(quantize(&["--config", "a", "--preset", "b"]), 2, &["--config"]),
+        Case(quantize(&["--matmul-nbits", "int8"]), 1, &["no MatMul", "--matmul-nbits"]),
         Case(vec!["bench", "digits.onnx", "--runs", "0"], 2, &["--runs"]),
     ];
     let mut failures = vec![];

@@ -76,6 +76,9 @@ pub struct BlockCodes {
 }
 
 impl MatMulNBits {
+    /// The accuracy level of products in int8.
+    pub const IN_INT8: i64 = 4;
+
     /// Blocks of a row of codes.
     pub fn blocks(&self) -> usize {
         self.k.div_ceil(self.block)
@@ -83,7 +86,7 @@ impl MatMulNBits {
 
     /// Whether the activations are to be quantized to int8, for each row and block.
     pub fn wants_integers(&self) -> bool {
-        self.accuracy_level == Some(4)
+        self.accuracy_level == Some(MatMulNBits::IN_INT8)
     }
 
     fn check(&self) -> Result<()> {

@@ -19,18 +19,21 @@ const LEAST_BLOCK: usize = 16;
 /// of a power of two, 16 at least, or for whole columns. Others stay.
 ///
 /// Signed codes become unsigned by adding half their number, which is the zero
-/// point that the operator takes where none is given. The products are the same.
+/// point that the operator takes where none is given. The products are the same;
+/// if `in_int8`, the other operand is quantized in each run, block by block
+/// (docs/quantization.md, equation 22).
 ///
 /// # Errors
 /// If scales or zero points do not fit their codes.
-pub fn products_of_few_bits(graph: &Graph) -> Result<Graph> {
+pub fn products_of_few_bits(graph: &Graph, in_int8: bool) -> Result<Graph> {
     graph.rebuild(|b, _, node, inputs| {
         let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
         let packed = match op.is::<MatMul>() {
             Some(MatMul) => Packed::new(graph, old[1])?,
             None => None,
         };
-        let Some(packed) = packed else { return b.copy(node, inputs) };
+        let Some(mut packed) = packed else { return b.copy(node, inputs) };
+        packed.op.accuracy_level = in_int8.then_some(MatMulNBits::IN_INT8);
         let name = graph.value(old[1]).name.trim_end_matches("_dq").to_string();
         let part = |part: &str| format!("{name}_{part}");
         let codes = b.constant(&part("n"), packed.codes);

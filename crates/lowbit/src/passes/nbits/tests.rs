@@ -33,7 +33,7 @@ proptest! {
         }),
     ) {
         let graph = product(format, per, Tensor::new(&[k, n], w).unwrap());
-        let packed = products_of_few_bits(&graph).unwrap();
+        let packed = products_of_few_bits(&graph, false).unwrap();
         prop_assert_eq!((count(&packed, "MatMulNBits"), count(&packed, "DequantizeLinear")), (1, 0));
         let x: Vec<f32> = (0..6 * k).map(|i| (i as f32 * 0.7).sin()).collect();
         let x = [Tensor::new(&[3, 2, k], x).unwrap()];
@@ -55,10 +55,10 @@ fn what_the_operator_has_not_stays() {
         ("int16", Per::Block(16)),
     ] {
         let graph = product(format, per, w());
-        assert_eq!(products_of_few_bits(&graph).unwrap(), graph, "{format} {per:?}");
+        assert_eq!(products_of_few_bits(&graph, false).unwrap(), graph, "{format} {per:?}");
     }
     // Symmetric codes need no zero points.
-    let symmetric = products_of_few_bits(&product("int4", Per::Block(16), w())).unwrap();
+    let symmetric = products_of_few_bits(&product("int4", Per::Block(16), w()), false).unwrap();
     let (_, _, _, inputs) = symmetric.applied().find(|(_, _, op, _)| op.name() == "MatMulNBits").unwrap();
     assert_eq!(inputs.len(), 3);
 }
