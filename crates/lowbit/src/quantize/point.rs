@@ -50,6 +50,7 @@ pub(super) struct Source {
     pub values: Tensor,
     /// Whether scales are those of least squared error, not of the observer.
     pub search: bool,
+    pub observer: ObserverConfig,
     /// What the error of each element counts where no inputs were seen, if that
     /// is known.
     pub importance: Option<Vec<f32>>,
@@ -99,14 +100,15 @@ impl Point {
 
     /// The grid for `values` in the place of the weight's.
     fn found(&self, values: &Tensor, importance: Option<&[f32]>) -> Result<Grid> {
-        let (scheme, search) = (self.scheme, self.source.as_ref().is_some_and(|s| s.search));
+        let source = self.source.as_ref().ok_or_else(|| invalid!("is no weight"))?;
+        let (scheme, search) = (self.scheme, source.search);
         if matches!(scheme.format, Format::Codebook { .. }) {
             return Ok(Grid::Lookup(Codebook::fit(scheme, values, importance, search)?));
         }
         if search {
             return Ok(Grid::Steps(QParams::least_squares(scheme, values, importance)?));
         }
-        let mut observer = AnyObserver::new(ObserverConfig::MinMax, scheme)?;
+        let mut observer = AnyObserver::new(source.observer, scheme)?;
         observer.observe(values)?;
         Ok(Grid::Steps(observer.qparams()?))
     }

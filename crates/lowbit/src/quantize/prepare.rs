@@ -15,6 +15,7 @@ use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
 use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
+use crate::scheme::Granularity;
 use crate::tensor::{DType, Tensor};
 
 /// A float graph with a [`PointOp`] wherever a value will be quantized, and
@@ -226,7 +227,8 @@ impl Preparing<'_> {
         let Some(t) = self.old.constant(old) else { return Ok(new) };
         let name = self.old.value(old).name.clone();
         let scheme = spec.scheme(Some(axis));
-        let search = spec.observer == ObserverConfig::Mse;
+        let few = spec.format.bits() < 8 || matches!(scheme.granularity, Granularity::Block { .. });
+        let search = spec.observer == ObserverConfig::Mse && few;
         let config = if search { ObserverConfig::MinMax } else { spec.observer };
         let mut observer = AnyObserver::new(config, scheme).map_err(|e| e.at(&name))?;
         observer.observe(t).map_err(|e| e.at(&name))?;
@@ -239,7 +241,7 @@ impl Preparing<'_> {
             Rounding::Nearest => None,
             Rounding::Gptq => layer.and_then(InputMoments::new),
         };
-        let source = Some(Source { values: t.clone(), search, importance });
+        let source = Some(Source { values: t.clone(), search, observer: config, importance });
         let (role, point) = (Role::Weight, format!("{name}_point"));
         self.points.push(Point { name, role, scheme, observer, means, moments, source, sites: 0 });
         let op = PointOp { point: self.points.len() - 1, moved: true };
