@@ -248,7 +248,9 @@ impl Converting<'_> {
         }
         let name = self.prepared.graph.value(at.source).name.clone();
         let codes = b.constant(&format!("{name}_q"), grid.quantize(values)?);
-        let part = |part: &str| format!("{name}_{part}");
+        // A weight whose codes are chosen for several readers is stored for each.
+        let copy = b.name(codes).strip_prefix(&format!("{name}_q")).unwrap_or_default().to_string();
+        let part = |part: &str| format!("{name}_{part}{copy}");
         let v = if grid.scheme().format == Format::FP16 {
             b.apply(&part("dq"), Arc::new(Widen), &[codes])?
         } else {

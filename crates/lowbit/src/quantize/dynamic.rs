@@ -215,19 +215,37 @@ fn stored(b: &mut Builder, op: &dyn Op, weight: IntegerWeight) -> Result<(Var, V
     }
     let (scale, zero) = params.operands();
     let rank = codes.rank();
-    let (codes, scale) = match op.is::<Gemm>() {
-        Some(gemm) if gemm.trans_b => (Transpose { perm: None }.eval(&[&codes])?.remove(0), scale),
-        _ if op.is::<Conv>().is_some() => (codes, along_channels(scale, rank)?),
-        _ => (codes, scale),
+    let symmetric = params.zero_point.iter().all(|z| *z == 0);
+    let (codes, scale, zero) = match op.is::<Gemm>() {
+        Some(gemm) if gemm.trans_b => (Transpose { perm: None }.eval(&[&codes])?.remove(0), scale, zero),
+        // Runtimes take filters as uint8 alone, with one zero point.
+        _ if op.is::<Conv>().is_some() => {
+            let (codes, zero) = unsigned(&codes, &params)?;
+            (codes, along_channels(scale, rank)?, zero)
+        }
+        _ => (codes, scale, zero),
     };
-    let codes = b.constant(&format!("{name}_q"), codes);
-    let scale = b.constant(&format!("{name}_s"), scale);
-    // Runtimes take one zero point for filters; symmetric codes have 0 throughout.
-    let zero = match params.zero_point.iter().all(|z| *z == 0) {
+    let zero = match symmetric && codes.dtype() == DType::I8 {
         true => b.absent(),
         false => b.constant(&format!("{name}_z"), zero),
     };
+    let codes = b.constant(&format!("{name}_q"), codes);
+    let scale = b.constant(&format!("{name}_s"), scale);
     Ok((codes, scale, zero))
+}
+
+/// The same weights in uint8 codes, and their zero point.
+///
+/// # Errors
+/// If channels have zero points that differ.
+fn unsigned(codes: &Tensor, params: &QParams) -> Result<(Tensor, Tensor)> {
+    let zero = params.zero_point.first().copied().unwrap_or(0);
+    if params.zero_point.iter().any(|z| *z != zero) {
+        return Err(invalid!("convolutions take filters with one zero point; choose symmetric weights"));
+    }
+    let offset = if codes.dtype() == DType::I8 { 128 } else { 0 };
+    let shifted = codes.integers()?.into_iter().map(|q| (q + offset) as u8).collect();
+    Ok((Tensor::new(codes.shape(), shifted)?, Tensor::scalar((i64::from(zero) + offset) as u8)))
 }
 
 /// One value a channel in the shape that adds it to, or multiplies, images of

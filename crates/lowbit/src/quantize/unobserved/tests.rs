@@ -109,6 +109,24 @@ fn what_cannot_be_honoured_is_an_error() {
 }
 
 #[test]
+fn a_weight_of_two_readers_is_named_twice() {
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
+    let w = b.constant("w", noise(1, &[8, 8]));
+    let y = b.apply("first", Arc::new(MatMul), &[x, w]).unwrap();
+    let y = b.apply("second", Arc::new(MatMul), &[y, w]).unwrap();
+    let graph = b.finish([("y".to_string(), y)]).unwrap();
+    for name in ["weight-only", "int4", "dynamic", "dynamic-rows"] {
+        let mut prepared = prepare(&graph, &QConfigMapping::global(preset(name).unwrap())).unwrap();
+        prepared.calibrate([Ok(vec![noise(2, &[4, 8])])].into_iter(), &|_| Ok(())).unwrap();
+        let quantized = prepared.convert().unwrap().graph;
+        let mut names: Vec<&str> = quantized.applied().map(|(_, node, ..)| node.name.as_str()).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|w| w[0] != w[1]), "{name}: {names:?}");
+    }
+}
+
+#[test]
 fn operators_that_others_lack_are_findings() {
     use crate::quantize::Finding;
     let findings = |name| {

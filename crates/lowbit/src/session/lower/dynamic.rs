@@ -65,12 +65,12 @@ fn scaled(b: &mut Builder, node: &Node, product: Var, scale: Var) -> Result<Opti
     let Some((Arithmetic::Mul, &[s, w_scale])) = g.made_by::<Arithmetic>(scale) else { return Ok(None) };
     let (s, w_scale) = if s == q.output(1) { (s, w_scale) } else { (w_scale, s) };
     let whole = (*q, *z, s) == (q.output(0), q.output(2), q.output(1));
-    let no_zero = rest.iter().all(|v| g.constant(*v).is_some_and(is_zero));
     let (Some(codes), Some(w_scale)) = (g.constant(*w), g.constant(w_scale)) else { return Ok(None) };
-    if !whole || !no_zero || codes.dtype() != DType::I8 || w_scale.dtype() != DType::F32 {
+    let zero = rest.first().map(|v| g.constant(*v));
+    let Some(codes) = centred(codes, zero)?.filter(|_| whole && w_scale.dtype() == DType::F32) else {
         return Ok(None);
-    }
-    let (codes, w_scale) = (codes.clone(), w_scale.clone());
+    };
+    let w_scale = w_scale.clone();
     if op.is::<MatMulInteger>().is_some() && codes.rank() == 2 {
         let columns = codes.shape()[1];
         let Some(scale) = per_channel(&w_scale, w_scale.rank().saturating_sub(1), columns)? else {
@@ -152,6 +152,22 @@ fn per_channel(t: &Tensor, axis: usize, channels: usize) -> Result<Option<Vec<f3
     })
 }
 
-fn is_zero(t: &Tensor) -> bool {
-    t.integers().is_ok_and(|x| x.iter().all(|x| *x == 0)) || t.shape() == [0]
+/// 8-bit codes less their zero point, which is the constant of one element that
+/// `zero` is, or 0 where there is none, if that fits int8.
+fn centred(codes: &Tensor, zero: Option<Option<&Tensor>>) -> Result<Option<Tensor>> {
+    let zero = match zero {
+        None => 0,
+        Some(Some(t)) if t.shape() == [0] => 0,
+        Some(Some(t)) => match t.integers()?[..] {
+            [zero] => zero,
+            ref all if all.iter().all(|z| *z == 0) => 0,
+            _ => return Ok(None),
+        },
+        Some(None) => return Ok(None),
+    };
+    if zero == 0 && codes.dtype() == DType::I8 {
+        return Ok(Some(codes.clone()));
+    }
+    let centred: Option<Vec<i8>> = codes.integers()?.iter().map(|q| i8::try_from(q - zero).ok()).collect();
+    centred.map(|less| Tensor::new(codes.shape(), less)).transpose()
 }
