@@ -183,7 +183,8 @@ pub type Attributes = Vec<(&'static str, Attribute)>;
 /// How an operator behaves when its neighbours are quantized.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Quant {
-    /// Computes in integers: its float inputs and its output have points.
+    /// Computes in integers: its float inputs (of a recurrent layer, the first)
+    /// and its output have points.
     Compute {
         /// Input and channel axis of the weight, if it has one.
         weight: Option<(usize, usize)>,

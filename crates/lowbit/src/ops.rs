@@ -76,7 +76,12 @@ fn families(domain: &str) -> &'static [Readers] {
             unary::READERS,
         ],
         "com.microsoft" => &[nbits::MICROSOFT_READERS, recurrent::MICROSOFT_READERS],
-        "lowbit" => &[lookup::LOWBIT_READERS, quantize::LOWBIT_READERS, recurrent::LOWBIT_READERS],
+        "lowbit" => &[
+            lookup::LOWBIT_READERS,
+            quantize::LOWBIT_READERS,
+            recurrent::LOWBIT_READERS,
+            recurrent::QUANTIZED_READERS,
+        ],
         _ => &[],
     }
 }

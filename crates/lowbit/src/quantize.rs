@@ -15,6 +15,7 @@ pub(crate) mod patterns;
 mod placement;
 mod point;
 mod prepare;
+mod recurrent;
 mod spare;
 mod unobserved;
 

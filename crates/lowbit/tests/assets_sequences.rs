@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lowbit::data::npz;
 use lowbit::graph::{Graph, Kind};
 use lowbit::ops::recurrent::quantize_recurrent;
-use lowbit::qconfig::{QConfigMapping, preset};
+use lowbit::qconfig::{QConfigMapping, Target, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
 use lowbit::{Result, Tensor, onnx};
@@ -34,7 +34,7 @@ fn samples(path: &Path) -> Vec<f32> {
 }
 
 /// The probability of speech in each frame; the state goes from frame to frame.
-fn speech(samples: &[f32], model: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) -> Vec<f32> {
+fn speech(samples: &[f32], mut model: impl FnMut(&[Tensor]) -> Result<Vec<Tensor>>) -> Vec<f32> {
     let padded = [&[0.0; CONTEXT], samples].concat();
     let mut state = Tensor::full(&[2, 1, 128], 0f32).unwrap();
     let frame = |at: usize| {
@@ -150,4 +150,43 @@ fn quantized_speech_is_found_in_the_same_frames() {
     });
     let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();
     assert!(agree as f64 >= 0.998 * want.len() as f64, "{agree} of {}", want.len());
+}
+
+/// The speech detector in static int8, calibrated on its first 200 frames, each with
+/// the state that the float model has then: all of it, or some operators.
+#[test]
+fn statically_quantized_speech_is_found_in_nearly_the_same_frames() {
+    let Some(assets) = assets::find("statically_quantized_speech_is_found_in_nearly_the_same_frames") else {
+        return;
+    };
+    let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
+    let samples = samples(&assets.join("data/vad_test.wav"));
+    let want = speech(&samples, |x| graph.run(x));
+    let config = || Some(preset("default").unwrap());
+    let all = || QConfigMapping::default().with(Target::All, config());
+    let op = |name: &str| Target::Op(name.into());
+    let spectrum = [Target::name("stft").unwrap(), op("Mul"), op("Add"), op("Sqrt")];
+    let but_spectrum = spectrum.into_iter().fold(all(), |mapping, target| mapping.with(target, None));
+    // The rules, and the shares of frames and of multiply-accumulates that are reached.
+    let cases = [
+        ("all", all(), 0.89, 0.99),
+        ("all but the LSTM", all().with(op("LSTM"), None), 0.89, 0.75),
+        ("the LSTM", QConfigMapping::default().with(op("LSTM"), config()), 0.995, 0.15),
+        ("all but the spectrum", but_spectrum, 0.98, 0.55),
+    ];
+    let mut failures = vec![];
+    for (name, mapping, agreeing, in_integers) in cases {
+        let mut prepared = prepare(&fuse(&graph).unwrap(), &mapping).unwrap();
+        speech(&samples[..200 * FRAME], |x| prepared.observe(x));
+        let small = prepared.convert().unwrap();
+        let session = Session::compile(&small.graph).unwrap();
+        let found = speech(&samples, |x| session.run(x));
+        let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();
+        let (share, coverage) = (agree as f64 / want.len() as f64, session.report().coverage());
+        println!("{name}: {share:.4} of the frames, {coverage:.3} of the MACs");
+        if share < agreeing || coverage < in_integers {
+            failures.push(format!("{name}: {share} {:?}\n{}", small.findings, session.report()));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

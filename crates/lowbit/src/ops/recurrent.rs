@@ -6,9 +6,11 @@
 //! and then the state, with the same bits on every CPU and any number of threads.
 
 mod activation;
+mod coded;
 mod dynamic;
 mod layer;
 mod matrix;
+mod quantized;
 #[cfg(test)]
 mod tests;
 
@@ -17,10 +19,12 @@ use std::sync::Arc;
 
 use self::activation::Parameters;
 use self::layer::{Layer, State, Weights};
-use self::matrix::{Input, Packed, PackedValues};
+use self::matrix::{Input, Packed, PackedValues, Step};
 use super::{float, symbolic};
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, Reading, arity, optional, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional, optional_fact,
+};
 use crate::ops::strided::permuted;
 use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Tensor, element_count};
@@ -28,6 +32,9 @@ use crate::tensor::{DType, Tensor, element_count};
 pub use activation::Activation;
 pub use dynamic::{DynamicRecurrent, quantize_recurrent};
 pub(super) use dynamic::{LOWBIT_READERS, MICROSOFT_READERS};
+pub use quantized::QuantizedRecurrent;
+pub(super) use quantized::READERS as QUANTIZED_READERS;
+pub(crate) use quantized::StateRange;
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("LSTM", |r| {
@@ -144,6 +151,8 @@ pub struct Recurrent {
 pub(crate) struct PackedWeights {
     layers: Vec<Layer>,
     hidden: usize,
+    /// How layers in codes quantize x and h, if not over their ranges.
+    steps: [Option<Step>; 2],
 }
 
 /// Sizes of the operands of a [`Recurrent`].
@@ -329,7 +338,8 @@ impl Recurrent {
             let activations = &self.activations[d * functions..][..functions];
             Ok(Layer::new(self.cell, activations, self.clip, [input, hidden], weights))
         };
-        Ok(PackedWeights { layers: (0..directions).map(layer).collect::<Result<_>>()?, hidden })
+        let layers = (0..directions).map(layer).collect::<Result<_>>()?;
+        Ok(PackedWeights { layers, hidden, steps: [None; 2] })
     }
 
     /// The outputs for x and, each optional, the sequences' lengths and the
@@ -350,6 +360,7 @@ impl Recurrent {
             return Err(invalid!("X must have 3 dimensions, found {:?}", x.shape()));
         };
         let (directions, hidden) = (weights.layers.len(), weights.hidden);
+        let [x_step, h_step] = weights.steps;
         let y_shape = [steps, directions, batch, hidden];
         let lengths = Recurrent::lengths(lengths, steps, batch)?;
         let count = element_count(&y_shape)?;
@@ -358,7 +369,7 @@ impl Recurrent {
         let seen = lengths.iter().copied().max().unwrap_or(0);
         let x = float::read(&x)?;
         let x = match weights.layers.iter().any(Layer::is_coded) {
-            true => Input::quantized(&x[..seen * batch * input]),
+            true => Input::quantized(&x[..seen * batch * input], x_step),
             false => Input::Values(x),
         };
         let of_state = batch * hidden;
@@ -371,7 +382,8 @@ impl Recurrent {
             let reverse = d == 1 || self.direction == Direction::Reverse;
             let x = if reverse { &x.reversed(&lengths, input) } else { &x };
             let own = d * of_state..(d + 1) * of_state;
-            let mut state = State { h: &mut h[own.clone()], c: c.get_mut(own).unwrap_or_default() };
+            let c = c.get_mut(own.clone()).unwrap_or_default();
+            let mut state = State { h: &mut h[own], c, step: h_step };
             layer.run(x, &lengths, &mut state, |step, n, h| {
                 let at = if reverse { lengths[n] - 1 - step } else { step };
                 let row = (at * directions + d) * batch + n;
@@ -426,6 +438,10 @@ impl Op for Recurrent {
         self.infer(&symbolic::facts(inputs).iter().collect::<Vec<_>>())?;
         let weights = [Some(inputs[1]), Some(inputs[2]), optional(inputs, 3), optional(inputs, 7)];
         self.run(&self.pack(weights)?, inputs[0], [4, 5, 6].map(|i| optional(inputs, i)))
+    }
+
+    fn quant(&self) -> Quant {
+        if self.batch_first { Quant::Float } else { Quant::Compute { weight: None, bias: None } }
     }
 
     fn attributes(&self) -> Attributes {

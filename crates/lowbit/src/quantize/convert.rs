@@ -9,13 +9,14 @@ use super::grid::Grid;
 use super::placement::weight;
 use super::point::{Point, PointOp, Role};
 use super::prepare::Prepared;
+use super::recurrent::{LayerOp, coded_layer};
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Var};
-use crate::op::Quant;
+use crate::op::{Op, Quant};
 use crate::ops::cast::Widen;
 use crate::ops::lookup::LookupDequantize;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
-use crate::ops::recurrent::Recurrent;
+use crate::ops::recurrent::{Recurrent, StateRange};
 use crate::qconfig::Per;
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
@@ -56,7 +57,7 @@ impl Prepared {
             findings: vec![],
         };
         converting.find_constants()?;
-        let graph = self.graph.rebuild(|b, _, node, inputs| converting.node(b, node, inputs))?;
+        let graph = self.graph.rebuild(|b, v, node, inputs| converting.node(b, v, node, inputs))?;
         converting.findings.extend(own_operators(&graph));
         Ok(Converted { graph, findings: converting.findings })
     }
@@ -95,7 +96,7 @@ impl Converting<'_> {
         Ok(())
     }
 
-    fn node(&mut self, b: &mut Builder, node: &Node, inputs: &[Var]) -> Result<Vec<Var>> {
+    fn node(&mut self, b: &mut Builder, v: Var, node: &Node, inputs: &[Var]) -> Result<Vec<Var>> {
         let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
         if let Some(point) = op.is::<PointOp>() {
             return match self.prepared.points[point.point].role {
@@ -103,8 +104,21 @@ impl Converting<'_> {
                 Role::Activation => Ok(vec![self.activation(b, point.point, inputs[0])?]),
             };
         }
-        if op.is::<DynamicOp>().is_some() {
+        if op.is::<DynamicOp>().is_some() || op.is::<LayerOp>().is_some() {
             return Ok(inputs.to_vec());
+        }
+        if let Some((mark, marked)) = old.first().and_then(|x| self.prepared.graph.made_by::<LayerOp>(*x)) {
+            let points = self.points_of_layer(&**op, marked[0], v);
+            return match points {
+                Ok(points) => {
+                    let steps = self.steps(b, points)?;
+                    coded_layer(b, node, &**op, inputs, mark.weight_per, Some(steps))
+                }
+                Err(reason) => {
+                    self.findings.push(Finding::InFloat { node: node.name.clone(), reason });
+                    b.copy(node, inputs)
+                }
+            };
         }
         let mut inputs = inputs.to_vec();
         let weighted = weight(&**op).and_then(|(w, axis)| {
@@ -117,7 +131,7 @@ impl Converting<'_> {
             match dynamic.per {
                 Per::Row => inputs[0] = self.dynamic.rows(b, inputs[0])?,
                 _ if op.is::<Recurrent>().is_some() => {
-                    return self.dynamic.recurrent_form(b, node, &**op, &inputs, dynamic.weight_per);
+                    return coded_layer(b, node, &**op, &inputs, dynamic.weight_per, None);
                 }
                 _ => {
                     let weight = weighted.map(|at| self.integer_weight(&at)).transpose()?.flatten();
@@ -129,6 +143,44 @@ impl Converting<'_> {
             self.weighted(b, node, &mut inputs, at)?;
         }
         b.copy(node, &inputs)
+    }
+
+    /// The points that give a recurrent layer the steps of its input and, where these
+    /// do not lie in -1 to 1, of its states, or why there are none. `x` and `y` are
+    /// its input and output in the prepared graph.
+    fn points_of_layer(&self, op: &dyn Op, x: Var, y: Var) -> Result<(usize, Option<usize>), String> {
+        let (graph, points) = (&self.prepared.graph, &self.prepared.points);
+        let (x, _) = graph.made_by::<PointOp>(x).ok_or("its input is not quantized")?;
+        let of_y = graph.applied().find_map(|(.., op, inputs)| {
+            op.is::<PointOp>().filter(|_| inputs[0] == y).map(|point| point.point)
+        });
+        let h = match op.is::<Recurrent>().map_or(StateRange::Unknown, Recurrent::state_range) {
+            StateRange::Unit => None,
+            StateRange::OfResults => {
+                Some(of_y.ok_or("its states have no known range, and Y is not quantized")?)
+            }
+            StateRange::Unknown => return Err("its reset states have no known range".into()),
+        };
+        for (operand, point) in [("input", Some(x.point)), ("output", h)] {
+            let format = point.map(|point| points[point].scheme.format);
+            if let Some(format) = format.filter(|f| !matches!(f.dtype(), DType::U8 | DType::I8)) {
+                return Err(format!("its {operand} is quantized to {format}, not to 8 bits"));
+            }
+        }
+        Ok((x.point, h))
+    }
+
+    /// Scales and zero points of the input and the states of a recurrent layer.
+    fn steps(&mut self, b: &mut Builder, (x, h): (usize, Option<usize>)) -> Result<[Var; 4]> {
+        let [x_scale, x_zero] = self.scale_and_zero(b, x)?;
+        let [h_scale, h_zero] = match h {
+            Some(point) => self.scale_and_zero(b, point)?,
+            None => {
+                let scale = b.constant("h_s", Tensor::scalar(1f32 / 127.0));
+                [scale, self.zeros.stored(b, Tensor::scalar(128u8))]
+            }
+        };
+        Ok([x_scale, x_zero, h_scale, h_zero])
     }
 
     /// Codes of a weight for an operator on integers.

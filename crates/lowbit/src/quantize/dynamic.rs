@@ -14,7 +14,7 @@ use crate::ops::integer::{ConvInteger, MatMulInteger};
 use crate::ops::layout::Transpose;
 use crate::ops::linear::{Gemm, MatMul};
 use crate::ops::quantize::{DynamicFakeQuantize, DynamicQuantizeLinear};
-use crate::ops::recurrent::{Recurrent, quantize_recurrent};
+use crate::ops::recurrent::Recurrent;
 use crate::qconfig::{Per, Spec};
 use crate::qparams::QParams;
 use crate::scheme::Granularity;
@@ -27,10 +27,8 @@ use crate::tensor::{DType, Tensor};
 pub fn dynamic_operands(graph: &Graph, op: &dyn Op, inputs: &[Var], spec: &Spec) -> Vec<usize> {
     let operands = operands(graph, op, inputs);
     let product = op.is::<MatMul>().is_some();
-    if op.is::<Recurrent>().is_some_and(|op| !op.batch_first) {
-        let constants =
-            inputs[1..3].iter().all(|v| graph.constant(*v).is_some_and(|t| t.dtype() == DType::F32));
-        return if constants { vec![0] } else { vec![] };
+    if op.is::<Recurrent>().is_some() {
+        return operands.activations;
     }
     match operands.weight {
         Some((w, _)) if graph.fact(inputs[w]).rank() == 2 && (product || op.is::<Gemm>().is_some()) => {
@@ -125,34 +123,6 @@ impl Dynamic {
         let codes = [made[0], made[1], made[2]];
         self.codes.insert(x, codes);
         Ok(codes)
-    }
-
-    /// The recurrent layer `node` with weights in codes, which quantizes what it
-    /// multiplies with them itself.
-    ///
-    /// # Errors
-    /// If the weights are not finite.
-    pub fn recurrent_form(
-        &mut self,
-        b: &mut Builder,
-        node: &Node,
-        op: &dyn Op,
-        inputs: &[Var],
-        weight_per: Per,
-    ) -> Result<Vec<Var>> {
-        let form = match (b.so_far().constant(inputs[1]), b.so_far().constant(inputs[2])) {
-            (Some(w), Some(r)) => quantize_recurrent(op, w, r, weight_per != Per::Tensor)?,
-            _ => None,
-        };
-        let Some((op, operands)) = form else { return b.copy(node, inputs) };
-        let mut inputs = inputs.to_vec();
-        for (i, t) in operands {
-            while inputs.len() <= i {
-                inputs.push(b.absent());
-            }
-            inputs[i] = b.constant(&format!("{}.operand{i}", node.name), t);
-        }
-        b.replace(node, Arc::new(op), &inputs)
     }
 
     /// `node` on integers: its operator on codes, then the scales, then the bias.

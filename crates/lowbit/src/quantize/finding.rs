@@ -39,6 +39,13 @@ pub enum Finding {
         /// The least SQNR of an output with this node alone quantized, in dB.
         sqnr_db: f64,
     },
+    /// A layer that was to compute in integers stays in float.
+    InFloat {
+        /// The node.
+        node: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -60,6 +67,7 @@ impl fmt::Display for Finding {
                 "{node}: stays in float, as it breaks the model: quantized alone it leaves the outputs {sqnr_db:.1} dB above \
                  their errors"
             ),
+            Finding::InFloat { node, reason } => write!(f, "{node}: stays in float: {reason}"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::graph::{Graph, Kind, Node, Uses, Var};
 use crate::op::{Op, Quant};
 use crate::ops::gather::Gather;
+use crate::ops::recurrent::Recurrent;
 use crate::qconfig::{QConfig, Spec};
 use crate::tensor::DType;
 
@@ -49,6 +50,10 @@ pub fn operands(graph: &Graph, op: &dyn Op, inputs: &[Var]) -> Operands {
         (0..inputs.len()).filter(float).filter(|i| !skip.contains(&Some(*i))).collect()
     };
     match op.quant() {
+        Quant::Compute { .. } if op.is::<Recurrent>().is_some() => {
+            let weights = (1..3).all(|i| constant(i) && float(&i));
+            Operands { activations: if weights { vec![0] } else { vec![] }, weight: None }
+        }
         Quant::Compute { weight, bias } => {
             let weight = weight.filter(|(i, _)| constant(*i));
             let bias = bias.filter(|i| *i < inputs.len() && float(i));

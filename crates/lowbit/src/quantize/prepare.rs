@@ -10,10 +10,12 @@ use super::means::InputMeans;
 use super::patterns::{Function, Pattern, patterns};
 use super::placement::{Placement, operands, weight};
 use super::point::{Point, PointOp, Role, Source};
+use super::recurrent::LayerOp;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
+use crate::ops::recurrent::Recurrent;
 use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
 use crate::scheme::Granularity;
 use crate::tensor::{DType, Tensor};
@@ -116,8 +118,13 @@ impl Preparing<'_> {
         spec: &Spec,
     ) -> Result<()> {
         let operands = operands(self.old, op, old);
-        for i in operands.activations {
+        for &i in &operands.activations {
             inputs[i] = self.pointed(b, old[i], inputs[i], spec, op.quant())?;
+        }
+        if op.is::<Recurrent>().is_some() && !operands.activations.is_empty() {
+            let name = format!("{}_codes", self.old.value(old[0]).name);
+            let op = LayerOp { weight_per: config.weight.per };
+            inputs[0] = b.apply(&name, Arc::new(op), &[inputs[0]])?;
         }
         if let Some((i, axis)) = operands.weight.filter(|_| self.is_computed(v, old)) {
             inputs[i] = self.weight(b, old[i], inputs[i], &config.weight, axis, (op, old[0]))?;

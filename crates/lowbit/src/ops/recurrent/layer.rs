@@ -7,7 +7,7 @@ use lowbit_kernels::{sigmoid, tanh};
 
 use super::Cell;
 use super::activation::Activation;
-use super::matrix::{Encoder, Input, Left, Out, Packed};
+use super::matrix::{Encoder, Input, Left, Out, Packed, Step};
 use crate::error::Result;
 use crate::ops::product::with_scratch;
 use crate::ops::vectorized::vectorized;
@@ -55,6 +55,8 @@ pub(super) struct State<'a> {
     pub(super) h: &'a mut [f32],
     /// Of an LSTM.
     pub(super) c: &'a mut [f32],
+    /// How a layer in codes quantizes h, if not over its range.
+    pub(super) step: Option<Step>,
 }
 
 /// Some units of a layer, which one thread computes, and their memory.
@@ -151,7 +153,7 @@ impl Layer {
         let of_row = self.bias.len() * together + hidden * (2 + usize::from(self.is_gru()));
         with_scratch(element_count(&[batch, of_row])?, |memory| {
             let mut parts = self.parts(together, batch, state, memory);
-            self.steps(x, lengths, together, &mut parts, state.h, emit);
+            self.steps(x, lengths, together, &mut parts, state, emit);
             for part in &parts {
                 let of_state = state.c.chunks_exact_mut(hidden);
                 let of_part = part.c.chunks_exact(part.units.len());
@@ -211,13 +213,14 @@ impl Layer {
         lengths: &[usize],
         together: usize,
         parts: &mut [Part<'_>],
-        h: &mut [f32],
+        state: &mut State<'_>,
         mut emit: impl FnMut(usize, usize, &[f32]),
     ) {
+        let State { h, step, .. } = state;
         let (batch, hidden) = (lengths.len(), self.hidden);
         let steps = lengths.iter().copied().max().unwrap_or(0);
         let terms = self.w[0].terms(x);
-        let (mut encoder, mut reset) = (Encoder::default(), vec![]);
+        let (mut encoder, mut reset) = (Encoder::new(*step), vec![]);
         for step in 0..steps {
             if step.is_multiple_of(together) {
                 let rows = step * batch..steps.min(step + together) * batch;

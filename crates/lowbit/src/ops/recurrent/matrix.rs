@@ -1,8 +1,8 @@
 //! The matrices that a recurrent layer multiplies with, in f32 or in codes.
 //!
 //! A layer in codes quantizes its rows x (all inputs at once, the state at each
-//! step) to 8 bits over the range of what is at hand, widened to hold 0
-//! (docs/quantization.md, equation 20):
+//! step) to 8 bits by steps `s, z` that are given, or over the range of what is at
+//! hand, widened to hold 0 (docs/quantization.md, equations 28 and 20):
 //!
 //! ```text
 //! s = (max - min) / 255, or 1 where that is 0     z = clamp(rhe(-min / s), 0, 255)
@@ -33,8 +33,9 @@ const CODE_PANEL: usize = 32;
 /// How codes stand for reals: `x = (q - zero) scale`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    scale: f32,
-    zero: i32,
+    pub(super) scale: f32,
+    /// A code of uint8.
+    pub(super) zero: i32,
 }
 
 impl Step {
@@ -61,9 +62,9 @@ pub(super) enum Input<'a> {
 }
 
 impl Input<'_> {
-    /// `x` in codes over its range.
-    pub(super) fn quantized(x: &[f32]) -> Input<'_> {
-        let step = Step::covering(Kernels::best().min_max(x));
+    /// `x` in codes of this step, or over its range.
+    pub(super) fn quantized(x: &[f32], step: Option<Step>) -> Input<'_> {
+        let step = step.unwrap_or_else(|| Step::covering(Kernels::best().min_max(x)));
         let mut codes = vec![0; x.len()];
         parallel::chunks(&mut codes, QUANTIZED, |i, codes| {
             step.encode(&x[i * QUANTIZED..][..codes.len()], codes);
@@ -117,16 +118,22 @@ pub(super) enum Left<'a> {
     Codes(Rows<'a>, Step),
 }
 
-/// Memory for the codes of a state.
+/// How states become codes, and memory for these.
 #[derive(Debug, Default)]
 pub(super) struct Encoder {
+    step: Option<Step>,
     codes: Vec<u8>,
     terms: Vec<i32>,
 }
 
 impl Encoder {
-    /// The rows of the state `h` as `matrix` multiplies them, in codes over the
-    /// range of those rows that count.
+    /// Of states in codes of `step`, or over their ranges.
+    pub(super) fn new(step: Option<Step>) -> Encoder {
+        Encoder { step, ..Encoder::default() }
+    }
+
+    /// The rows of the state `h` as `matrix` multiplies them, in codes of the
+    /// step, or over the range of those rows that count.
     pub(super) fn encode<'a>(
         &'a mut self,
         matrix: &Packed,
@@ -136,13 +143,14 @@ impl Encoder {
         let depth = matrix.depth();
         let batch = h.len() / depth;
         let Packed::Codes(codes) = matrix else { return Left::Values(Matrix::new(h, batch, depth)) };
-        let kernels = Kernels::best();
-        let mut range = MinMax { min: 0.0, max: 0.0, has_nan: false };
-        for n in (0..batch).filter(counts) {
-            let of_row = kernels.min_max(&h[n * depth..][..depth]);
-            range = MinMax { min: range.min.min(of_row.min), max: range.max.max(of_row.max), ..range };
-        }
-        let step = Step::covering(range);
+        let step = self.step.unwrap_or_else(|| {
+            let mut range = MinMax { min: 0.0, max: 0.0, has_nan: false };
+            for n in (0..batch).filter(counts) {
+                let of_row = Kernels::best().min_max(&h[n * depth..][..depth]);
+                range = MinMax { min: range.min.min(of_row.min), max: range.max.max(of_row.max), ..range };
+            }
+            Step::covering(range)
+        });
         self.codes.resize(h.len(), 0);
         step.encode(h, &mut self.codes);
         let rows = Rows::strided(&self.codes, depth, batch, depth);

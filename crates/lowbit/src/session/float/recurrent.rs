@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::op::{Fact, Op, optional};
-use crate::ops::recurrent::{Cell, DynamicRecurrent, PackedWeights, Recurrent};
+use crate::ops::recurrent::{Cell, DynamicRecurrent, PackedWeights, QuantizedRecurrent, Recurrent};
 use crate::tensor::{DType, Tensor};
 
 /// Where the operands of a [`PackedRecurrent`] lie among those that it had: x,
@@ -25,8 +25,9 @@ pub fn pack_recurrent(graph: &Graph) -> Result<Graph> {
 }
 
 fn packed(b: &Builder, op: &Arc<dyn Op>, inputs: &[Var]) -> Result<Option<PackedRecurrent>> {
-    let (coded, float) = (op.is::<DynamicRecurrent>(), op.is::<Recurrent>());
-    let Some(float) = coded.map(|op| &op.0).or(float) else { return Ok(None) };
+    let (dynamic, fixed) = (op.is::<DynamicRecurrent>(), op.is::<QuantizedRecurrent>());
+    let coded = dynamic.map(|op| &op.0).or(fixed.map(|op| &op.0));
+    let Some(float) = coded.or(op.is::<Recurrent>()) else { return Ok(None) };
     let graph = b.so_far();
     let first_parameter = float.most_operands();
     let weights: Option<Vec<(usize, &Tensor)>> = (0..inputs.len())
@@ -39,17 +40,18 @@ fn packed(b: &Builder, op: &Arc<dyn Op>, inputs: &[Var]) -> Result<Option<Packed
     let absent = Tensor::vector(Vec::<f32>::new());
     let mut operands = vec![&absent; inputs.len()];
     weights.iter().for_each(|(i, t)| operands[*i] = t);
-    let packed = match coded {
-        Some(op) => op.pack(&operands)?,
-        None => float.pack([1, 2, 3, 7].map(|i| optional(&operands, i)))?,
+    let packed = match (dynamic, fixed) {
+        (Some(op), _) => op.pack(&operands)?,
+        (_, Some(op)) => op.pack(&operands)?,
+        _ => float.pack([1, 2, 3, 7].map(|i| optional(&operands, i)))?,
     };
     let facts = weights.iter().map(|(i, t)| (*i, Fact::of(t))).collect();
     let (op, float) = (op.clone(), float.clone());
     Ok(Some(PackedRecurrent { op, float, first_parameter, facts, weights: Arc::new(packed) }))
 }
 
-/// A [`Recurrent`] or [`DynamicRecurrent`] with its weights packed; the operands
-/// are x, the lengths and the first states.
+/// A [`Recurrent`], [`DynamicRecurrent`] or [`QuantizedRecurrent`] with its
+/// weights packed; the operands are x, the lengths and the first states.
 #[derive(Clone, Debug)]
 struct PackedRecurrent {
     op: Arc<dyn Op>,
@@ -78,13 +80,13 @@ impl PackedRecurrent {
 
 impl Op for PackedRecurrent {
     fn name(&self) -> &'static str {
-        match (self.float.cell, self.op.is::<DynamicRecurrent>()) {
-            (Cell::Lstm { .. }, None) => "PackedLSTM",
-            (Cell::Gru { .. }, None) => "PackedGRU",
-            (Cell::Rnn, None) => "PackedRNN",
-            (Cell::Lstm { .. }, Some(_)) => "QLSTM",
-            (Cell::Gru { .. }, Some(_)) => "QGRU",
-            (Cell::Rnn, Some(_)) => "QRNN",
+        match (self.float.cell, self.op.is::<Recurrent>()) {
+            (Cell::Lstm { .. }, Some(_)) => "PackedLSTM",
+            (Cell::Gru { .. }, Some(_)) => "PackedGRU",
+            (Cell::Rnn, Some(_)) => "PackedRNN",
+            (Cell::Lstm { .. }, None) => "QLSTM",
+            (Cell::Gru { .. }, None) => "QGRU",
+            (Cell::Rnn, None) => "QRNN",
         }
     }
     fn domain(&self) -> &'static str {
@@ -176,9 +178,16 @@ mod tests {
         }
     }
 
-    /// A graph of one forward layer with inputs x `[T, 2, 3]`, h and c, its weights
-    /// in 8 bits if `coded`.
-    fn stateful(cell: Cell, functions: &[Activation], gates: usize, coded: bool) -> Graph {
+    /// How a layer computes.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Form {
+        Float,
+        Dynamic,
+        Quantized,
+    }
+
+    /// A graph of one forward layer of a form with inputs x `[T, 2, 3]`, h and c.
+    fn stateful(cell: Cell, functions: &[Activation], gates: usize, form: Form) -> Graph {
         let h = 40;
         let float = Recurrent {
             cell,
@@ -192,21 +201,30 @@ mod tests {
         let (w, r) = (noise(&[1, gates * h, 3], 1), noise(&[1, gates * h, h], 2));
         let mut b = Builder::default();
         let x = b.input("x", Fact::new(DType::F32, [Dim::Named("T".into()), 2.into(), 3.into()]));
-        let mut operands = vec![b.absent(); float.most_operands() + if coded { 4 } else { 0 }];
+        let mut operands = vec![b.absent(); float.most_operands()];
         operands[0] = x;
         operands[3] = b.constant("b", noise(&[1, 2 * gates * h], 3));
         for i in 0..states {
             operands[5 + i] = b.input(["h", "c"][i], Fact::new(DType::F32, [1, 2, h]));
         }
-        let op: Arc<dyn Op> = if coded {
-            let (op, constants) = quantize_recurrent(&float, &w, &r, true).unwrap().unwrap();
-            for (i, t) in constants {
-                operands[i] = b.constant(&format!("w{i}"), t);
-            }
-            Arc::new(op)
-        } else {
+        let op: Arc<dyn Op> = if form == Form::Float {
             (operands[1], operands[2]) = (b.constant("w", w), b.constant("r", r));
             Arc::new(float)
+        } else {
+            let (op, constants) = quantize_recurrent(&float, &w, &r, true).unwrap().unwrap();
+            for (i, t) in constants {
+                operands.resize(operands.len().max(i + 1), operands[4]);
+                operands[i] = b.constant(&format!("w{i}"), t);
+            }
+            if form == Form::Quantized {
+                for (k, scale) in [1f32 / 127.5, 1.0 / 127.0].into_iter().enumerate() {
+                    operands.push(b.constant(&format!("s{k}"), Tensor::scalar(scale)));
+                    operands.push(b.constant(&format!("z{k}"), Tensor::scalar(128u8)));
+                }
+                Arc::new(QuantizedRecurrent(op.0))
+            } else {
+                Arc::new(op)
+            }
         };
         let names = &["y", "y_h", "y_c"][..1 + states];
         let made = b.apply_all("layer", op, &operands, names).unwrap();
@@ -214,7 +232,7 @@ mod tests {
     }
 
     /// Steps run one by one, the caller carrying the state, are those of one run:
-    /// exactly in float, and nearly in codes, whose ranges then differ.
+    /// exactly, or nearly where codes are those of ranges, which then differ.
     #[test]
     fn the_caller_carries_the_state() {
         use Activation::{Sigmoid, Tanh};
@@ -227,8 +245,10 @@ mod tests {
         let x = noise(&[steps, 2, 3], 5);
         let mut failures = vec![];
         for (cell, functions, gates) in cases {
-            for coded in [false, true] {
-                let graph = stateful(cell, functions, gates, coded);
+            for (form, prefix, bound) in
+                [(Form::Float, "Packed", 0.0), (Form::Dynamic, "Q", 0.05), (Form::Quantized, "Q", 0.0)]
+            {
+                let graph = stateful(cell, functions, gates, form);
                 let session = Session::compile(&graph).unwrap();
                 let name = session.graph().applied().next().unwrap().2.name();
                 let mut state: Vec<Tensor> =
@@ -247,9 +267,7 @@ mod tests {
                 }
                 let want = whole[0].slice::<f32>().unwrap();
                 let most = y.iter().zip(want).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-                if !name.starts_with(if coded { "Q" } else { "Packed" })
-                    || most > if coded { 0.05 } else { 0.0 }
-                {
+                if !name.starts_with(prefix) || most > bound {
                     failures.push(format!("{name}: {most}"));
                 }
             }

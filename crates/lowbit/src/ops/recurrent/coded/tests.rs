@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::{Activation, Direction};
+use super::super::{
+    Activation, Cell, Direction, DynamicRecurrent, QuantizedRecurrent, StateRange, quantize_recurrent,
+};
 use super::*;
-use crate::op::Attribute;
+use crate::op::{Attribute, Reading};
 
 /// Operands of one case; sizes are `[steps, batch, input, hidden]`.
 #[derive(Clone, Debug)]
 struct Case {
     op: DynamicRecurrent,
+    /// Scales and zero points of x and h, where they are not those of the run; the
+    /// zero points are of int8 if that of weights is.
+    steps: Option<[(f32, u8); 2]>,
     sizes: [usize; 4],
     lengths: Option<Vec<i32>>,
     /// Which of B, initial_h, initial_c and P are given.
@@ -67,11 +72,25 @@ impl Case {
                 None => Tensor::full(shape, 0i8).unwrap(),
             });
         }
+        for (scale, zero) in self.steps.into_iter().flatten() {
+            all.push(Tensor::scalar(scale));
+            all.push(match self.unsigned {
+                Some(_) => Tensor::scalar(zero),
+                None => Tensor::scalar((zero ^ 0x80).cast_signed()),
+            });
+        }
         all
     }
 
+    fn op(&self) -> Box<dyn Op> {
+        match self.steps {
+            Some(_) => Box::new(QuantizedRecurrent(self.op.0.clone())),
+            None => Box::new(self.op.clone()),
+        }
+    }
+
     fn eval(&self) -> Result<Vec<Tensor>> {
-        self.op.eval(&self.operands().iter().collect::<Vec<_>>())
+        self.op().eval(&self.operands().iter().collect::<Vec<_>>())
     }
 }
 
@@ -82,7 +101,11 @@ struct Coding {
 }
 
 impl Coding {
-    fn of(x: impl Iterator<Item = f32>) -> Coding {
+    /// Those given, or over the range of `x`.
+    fn of(step: Option<(f32, u8)>, x: impl Iterator<Item = f32>) -> Coding {
+        if let Some((scale, zero)) = step {
+            return Coding { scale, zero: f32::from(zero) };
+        }
         let (lo, hi) = x.fold((0f32, 0f32), |(lo, hi), x| (lo.min(x), hi.max(x)));
         let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
         Coding { scale, zero: (-lo / scale).round_ties_even().clamp(0.0, 255.0) }
@@ -110,7 +133,8 @@ fn definition(case: &Case) -> Vec<Vec<f32>> {
     };
     let seen = lengths.iter().copied().max().unwrap_or(0);
     let x = |step: usize, n: usize, k: usize| read(0, (step * batch + n) * inputs + k);
-    let of_x = Coding::of((0..seen * batch * inputs).map(|k| read(0, k)));
+    let [x_step, h_step] = case.steps.map_or([None; 2], |steps| steps.map(Some));
+    let of_x = Coding::of(x_step, (0..seen * batch * inputs).map(|k| read(0, k)));
     let mut y = vec![0.0; t * d * batch * hidden];
     let mut ends = vec![vec![0.0; d * batch * hidden]; op.states()];
     let codes: Vec<Vec<i64>> = [1, 2].iter().map(|i| operands[*i].integers().unwrap()).collect();
@@ -144,7 +168,7 @@ fn definition(case: &Case) -> Vec<Vec<f32>> {
             let backward = q == 1 || op.direction == Direction::Reverse;
             let at = |n: usize| if backward { lengths[n] - 1 - step } else { step };
             let counting = (0..batch).filter(|n| step <= lengths[*n]);
-            let of_h = Coding::of(counting.flat_map(|n| h[n].clone()));
+            let of_h = Coding::of(h_step, counting.flat_map(|n| h[n].clone()));
             let of_w = |n: usize, column: usize| product(0, &|k| x(at(n), n, k), &of_x, column);
             let gate = |n: usize, gate: usize, j: usize| {
                 let column = gate * hidden + j;
@@ -177,7 +201,7 @@ fn definition(case: &Case) -> Vec<Vec<f32>> {
                             }
                         })
                         .collect();
-                    let of_reset = Coding::of(reset.iter().flatten().copied());
+                    let of_reset = Coding::of(h_step, reset.iter().flatten().copied());
                     for (&n, j) in rows.iter().flat_map(|n| (0..hidden).map(move |j| (n, j))) {
                         let column = 2 * hidden + j;
                         let new = if linear_before_reset {
@@ -231,6 +255,7 @@ prop_compose! {
         given: [bool; 4],
         per_channel: bool,
         unsigned: Option<u8>,
+        steps in proptest::option::of([(0.002f32..0.02, any::<u8>()), (0.002f32..0.02, any::<u8>())]),
         seed in 0u64..1000,
     ) -> Case {
         let mut op = recurrent(cell, direction);
@@ -240,7 +265,7 @@ prop_compose! {
         }
         let lengths = lengths.filter(|_| n > 0);
         let lengths = lengths.map(|l| l[..n].iter().map(|l| *l.min(&(t as i32))).collect());
-        Case { op, sizes: [t, n, i, h], lengths, given, per_channel, unsigned, seed }
+        Case { op, steps, sizes: [t, n, i, h], lengths, given, per_channel, unsigned, seed }
     }
 }
 
@@ -250,7 +275,7 @@ proptest! {
         let (found, want) = (case.eval().unwrap(), definition(&case));
         prop_assert_eq!(found.len(), want.len());
         let facts = symbolic::facts(&case.operands().iter().collect::<Vec<_>>());
-        let made = case.op.infer(&facts.iter().collect::<Vec<_>>()).unwrap();
+        let made = case.op().infer(&facts.iter().collect::<Vec<_>>()).unwrap();
         for (k, (fact, (found, want))) in made.iter().zip(found.iter().zip(want)).enumerate() {
             prop_assert_eq!(fact.known_shape().unwrap(), found.shape());
             prop_assert_eq!(found.slice::<f32>().unwrap(), want, "output {}", k);
@@ -259,18 +284,31 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read_again(case in cases(), hidden in proptest::option::of(1usize..9)) {
-        let op = DynamicRecurrent(Recurrent { hidden, ..case.op.0 });
+        let dynamic = DynamicRecurrent(Recurrent { hidden, ..case.op.0.clone() });
+        let op = Case { op: dynamic.clone(), ..case }.op();
         let attributes: BTreeMap<String, Attribute> =
             op.attributes().into_iter().map(|(name, a)| (name.to_string(), a)).collect();
-        let mut reading = Reading::new(op.name(), 1, attributes, vec![None; 12], 1);
+        let mut reading = Reading::new(op.name(), 1, attributes, vec![None; 16], 1);
         let again = crate::ops::reader(op.domain(), op.name()).unwrap()(&mut reading).unwrap();
         reading.finish().unwrap();
-        prop_assert_eq!((&*again as &dyn Op).is::<DynamicRecurrent>(), Some(&op));
+        let again: &dyn Op = &*again;
+        prop_assert_eq!(again.name(), op.name());
+        let layers = [again.is::<DynamicRecurrent>().map(|op| &op.0), again.is::<QuantizedRecurrent>().map(|op| &op.0)];
+        prop_assert_eq!(layers.into_iter().flatten().next(), Some(&dynamic.0));
     }
 }
 
 fn case(op: DynamicRecurrent, sizes: [usize; 4]) -> Case {
-    Case { op, sizes, lengths: None, given: [true; 4], per_channel: true, unsigned: None, seed: 3 }
+    Case {
+        op,
+        steps: None,
+        sizes,
+        lengths: None,
+        given: [true; 4],
+        per_channel: true,
+        unsigned: None,
+        seed: 3,
+    }
 }
 
 #[test]
@@ -298,8 +336,8 @@ fn quantized_weights_are_near_the_float_ones() {
                 [values(&[7, 3, i], 1), values(&[d, gates * h, i], 2), values(&[d, gates * h, h], 3)];
             let (op, operands) = quantize_recurrent(&float, &w, &r, per_channel).unwrap().unwrap();
             let absent = Tensor::vector(Vec::<f32>::new());
-            let mut all = vec![&x; op.first_parameter() + 4];
-            all[3..op.first_parameter()].fill(&absent);
+            let mut all = vec![&x; op.0.most_operands() + 4];
+            all[3..op.0.most_operands()].fill(&absent);
             operands.iter().for_each(|(i, t)| all[*i] = t);
             let (found, want) = (op.eval(&all).unwrap(), float.eval(&[&x, &w, &r]).unwrap());
             if let Some(function) = op.function(&symbolic::facts(&all).iter().collect::<Vec<_>>()) {
@@ -312,7 +350,7 @@ fn quantized_weights_are_near_the_float_ones() {
                 assert_eq!(cell, LSTM);
             }
             let shape: &[usize] = if per_channel { &[d, gates * h] } else { &[d] };
-            assert_eq!(all[op.first_parameter()].shape(), shape);
+            assert_eq!(all[op.0.most_operands()].shape(), shape);
             let square = |x: f32| f64::from(x) * f64::from(x);
             let pairs = found[0].slice::<f32>().unwrap().iter().zip(want[0].slice::<f32>().unwrap());
             let (signal, noise) =
@@ -381,4 +419,66 @@ fn operands_that_do_not_fit_are_errors() {
     let mut reading = Reading::new("DynamicQuantizeGRU", 1, attributes, vec![None; 10], 1);
     let message = crate::ops::reader("lowbit", "DynamicQuantizeGRU").unwrap()(&mut reading).unwrap_err();
     assert_eq!(message.to_string(), "DynamicQuantizeGRU: attribute layout = 1 is not supported");
+}
+
+#[test]
+fn steps_that_do_not_fit_are_errors() {
+    let scale = |s: f32| Tensor::scalar(s);
+    let cases: [(usize, Tensor, &str); 9] = [
+        (12, values(&[1], 0), "x_scale must be a scalar of type f32, found f32[1]"),
+        (12, Tensor::scalar(1u8), "x_scale must be a scalar of type f32, found uint8[]"),
+        (12, scale(0.0), "x_scale = 0 must be positive and finite"),
+        (12, scale(f32::NAN), "x_scale = NaN must be positive and finite"),
+        (13, Tensor::scalar(1i32), "x_zero_point must be a scalar of type uint8 or int8, found int32[]"),
+        (14, values(&[1, 20], 0), "h_scale must be a scalar of type f32, found f32[1,20]"),
+        (14, scale(f32::INFINITY), "h_scale = inf must be positive and finite"),
+        (
+            15,
+            Tensor::vector(vec![1u8, 2]),
+            "h_zero_point must be a scalar of type uint8 or int8, found uint8[2]",
+        ),
+        (8, values(&[2], 0), "W_scale must be f32[1] or f32[1,20], found f32[2]"),
+    ];
+    let dynamic = case(recurrent(LSTM, Direction::Forward), [6, 2, 4, 5]);
+    let case = Case { steps: Some([(0.01, 128); 2]), ..dynamic };
+    let mut failures = vec![];
+    for (at, operand, want) in cases {
+        let mut operands = case.operands();
+        operands[at] = operand;
+        match case.op().eval(&operands.iter().collect::<Vec<_>>()) {
+            Err(e) if e.to_string() == want => {}
+            other => failures.push(format!("operand {at}: {other:?}, not {want}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let operands = case.operands();
+    let message = case.op().eval(&operands.iter().take(12).collect::<Vec<_>>()).unwrap_err().to_string();
+    assert_eq!(message, "takes 16 inputs, found 12");
+}
+
+/// The functions by which it is known where h lies.
+#[test]
+fn ranges_of_states_follow_from_functions() {
+    use Activation::{Relu, Sigmoid, Softsign, Tanh};
+    use StateRange::{OfResults, Unit, Unknown};
+    let gru = |linear_before_reset| Cell::Gru { linear_before_reset };
+    let cases: [(Cell, &[Activation], StateRange); 11] = [
+        (LSTM, &[Sigmoid, Tanh, Tanh], Unit),
+        (LSTM, &[Sigmoid, Relu, Softsign], Unit),
+        (LSTM, &[Sigmoid, Tanh, Relu], OfResults),
+        (LSTM, &[Relu, Tanh, Tanh], OfResults),
+        (gru(false), &[Sigmoid, Tanh], Unit),
+        (gru(false), &[Sigmoid, Relu], OfResults),
+        (gru(false), &[Tanh, Tanh], Unknown),
+        (gru(true), &[Tanh, Tanh], OfResults),
+        (Cell::Rnn, &[Tanh], Unit),
+        (Cell::Rnn, &[Relu], OfResults),
+        (Cell::Rnn, &[Tanh, Relu], OfResults),
+    ];
+    for (cell, functions, want) in cases {
+        let backward = functions.len() > cell.functions().len();
+        let direction = if backward { Direction::Bidirectional } else { Direction::Forward };
+        let op = Recurrent { activations: functions.to_vec(), ..recurrent(cell, direction).0 };
+        assert_eq!(op.state_range(), want, "{cell:?} {functions:?}");
+    }
 }
