@@ -14,6 +14,9 @@ use crate::tensor::{DType, Tensor};
 
 /// Elements of a right matrix that stay in a second-level cache while rows pass.
 const KEPT: usize = 96 << 10;
+/// Rows this many elements apart, or a multiple, meet in two sets in 64 of a
+/// typical first-level cache.
+const CONTENDING: usize = 512;
 /// Bytes to which packed matrices are aligned: a cache line.
 const LINE: usize = 64;
 
@@ -62,8 +65,8 @@ impl Op for StackedMatMul {
     }
 }
 
-/// A [`StackedMatMul`] of known size. Right matrices whose rows lie apart, or that
-/// are transposed, are packed for the rows of a unit.
+/// A [`StackedMatMul`] of known size. Right matrices that are slow to read where
+/// they lie are packed, once for all units of a task that follow each other.
 #[derive(Debug)]
 struct Stack {
     stacks: Stacks,
@@ -74,11 +77,12 @@ struct Stack {
 }
 
 impl Stack {
-    /// Whether right matrices are packed: few rows take longer to pack for than to
-    /// multiply with.
+    /// Whether right matrices are packed: those that are transposed, and those whose
+    /// rows contend for few sets of a cache, if there are rows enough to gain by it.
     fn packs(&self) -> bool {
-        let ([rows, columns, _], strides) = (self.stacks.size, self.stacks.right.strides);
-        strides[1] != 1 || (strides[0] != columns && rows > Kernels::best().product_rows())
+        let ([rows, columns, _], [row, column]) = (self.stacks.size, self.stacks.right.strides);
+        let contend = row != columns && row.is_multiple_of(CONTENDING);
+        column != 1 || (contend && rows > Kernels::best().product_rows())
     }
 
     /// Bytes that one task works with.
@@ -195,9 +199,10 @@ mod tests {
         type Shape = &'static [usize];
         let heads = || Some(vec![0, 2, 1, 3]);
         let transposed = || Some(vec![0, 2, 3, 1]);
-        let cases: [(Axes, Shape, Shape, bool); 15] = [
+        let cases: [(Axes, Shape, Shape, bool); 16] = [
             (Axes([heads(), transposed()]), &[1, 12, 128, 64], &[1, 12, 64, 128], true),
             (Axes([None, heads()]), &[1, 12, 128, 128], &[1, 12, 128, 64], true),
+            (Axes([None, heads()]), &[1, 8, 20, 40], &[1, 8, 40, 64], true),
             (Axes([None, heads()]), &[2, 3, 1, 70], &[2, 3, 70, 33], true),
             (Axes([heads(), transposed()]), &[2, 1, 7, 5], &[1, 3, 5, 9], true),
             (Axes([None, Some(vec![1, 0])]), &[9, 300], &[300, 700], true),
