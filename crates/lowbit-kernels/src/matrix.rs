@@ -20,8 +20,16 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If `data` is shorter than `rows * cols`.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Matrix<'a> {
-        assert!(fits(data.len(), rows, cols, cols), "a {rows}x{cols} matrix outside its data");
-        Matrix { data, rows, cols, stride: cols }
+        Matrix::strided(data, rows, cols, cols)
+    }
+
+    /// The matrix at the start of `data` whose rows lie `stride` apart.
+    ///
+    /// # Panics
+    /// If `data` is too short.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Matrix<'a> {
+        assert!(fits(data.len(), rows, cols, stride), "a {rows}x{cols} matrix outside its data");
+        Matrix { data, rows, cols, stride }
     }
 
     /// The number of rows and of columns.
@@ -218,7 +226,9 @@ mod tests {
     fn views_outside_their_data_panic() {
         let x = [0.0; 6];
         let huge = usize::MAX / 2;
-        let bad: [fn(&[f32]) -> Matrix; 5] = [
+        assert_eq!(Matrix::strided(&x, 2, 2, 4).size(), [2, 2]);
+        let bad: [fn(&[f32]) -> Matrix; 6] = [
+            |x| Matrix::strided(x, 2, 3, 4),
             |x| Matrix::new(x, 2, 4),
             |x| Matrix::new(x, usize::MAX / 2, 3),
             |x| Matrix::new(x, 2, 3).rows(1, 2),

@@ -11,6 +11,7 @@ mod lower;
 mod plan;
 mod pool;
 mod report;
+mod stacks;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -2,21 +2,20 @@
 //! gives.
 
 mod assets;
+#[path = "../examples/speech/detector.rs"]
+mod detector;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use detector::{FRAME, speech};
 use lowbit::data::npz;
 use lowbit::graph::{Graph, Kind};
 use lowbit::ops::recurrent::quantize_recurrent;
 use lowbit::qconfig::{QConfigMapping, Target, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
-use lowbit::{Result, Tensor, onnx};
-
-/// Samples before a frame that the speech detector also reads, and those of a frame.
-const CONTEXT: usize = 64;
-const FRAME: usize = 512;
+use lowbit::{Result, onnx};
 
 /// onnxruntime's probability of speech in every 125th frame of `vad_test.wav`.
 const SPEECH: [f32; 15] = [
@@ -24,26 +23,9 @@ const SPEECH: [f32; 15] = [
     0.999839, 0.998348, 0.019396, 0.999958, 0.999306,
 ];
 
-/// The samples of a file of 16-bit PCM with a header of 44 bytes.
+/// The samples of a recording.
 fn samples(path: &Path) -> Vec<f32> {
-    let bytes = std::fs::read(path).unwrap();
-    let (header, data) = bytes.split_at(44);
-    assert_eq!((&header[..4], &header[36..40]), (&b"RIFF"[..], &b"data"[..]));
-    let (samples, _) = data.as_chunks::<2>();
-    samples.iter().map(|&x| f32::from(i16::from_le_bytes(x)) / 32768.0).collect()
-}
-
-/// The probability of speech in each frame; the state goes from frame to frame.
-fn speech(samples: &[f32], mut model: impl FnMut(&[Tensor]) -> Result<Vec<Tensor>>) -> Vec<f32> {
-    let padded = [&[0.0; CONTEXT], samples].concat();
-    let mut state = Tensor::full(&[2, 1, 128], 0f32).unwrap();
-    let frame = |at: usize| {
-        let x = Tensor::new(&[1, CONTEXT + FRAME], padded[at..at + CONTEXT + FRAME].to_vec()).unwrap();
-        let mut made = model(&[x, state.clone()]).unwrap();
-        state = made.remove(1);
-        made[0].item::<f32>().unwrap()
-    };
-    (0..=samples.len() - FRAME).step_by(FRAME).map(frame).collect()
+    detector::samples(&std::fs::read(path).unwrap()).unwrap()
 }
 
 #[test]
@@ -52,13 +34,13 @@ fn speech_is_found_where_onnxruntime_finds_it() {
     let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
     let session = Session::compile(&graph).unwrap();
     let samples = samples(&assets.join("data/vad_test.wav"));
-    let found = speech(&samples, |x| session.run(x));
+    let found = speech(&samples, |x| session.run(x)).unwrap();
     assert_eq!((found.len(), found.iter().filter(|p| **p >= 0.5).count()), (1875, 1452));
     let near = |(a, b): (&f32, f32)| (a - b).abs() < 2e-5;
     assert!(found.iter().step_by(125).zip(SPEECH).all(near), "{found:?}");
     // The first ten seconds node by node too.
     let few = &samples[..160_000];
-    let plain = speech(few, |x| graph.run(x));
+    let plain = speech(few, |x| graph.run(x)).unwrap();
     assert!(plain.iter().zip(found).all(near), "{plain:?}");
 }
 
@@ -89,7 +71,7 @@ fn a_recurrent_layer_in_8_bits_finds_the_same_speech() {
     // Of the whole file, 1875 frames agree of 1875, and 1872 with onnxruntime's quantized layer.
     let samples = &samples(&assets.join("data/vad_test.wav"))[..160_000];
     let [float, coded] =
-        [graph, coded].map(|g| Session::compile(&g).unwrap()).map(|s| speech(samples, |x| s.run(x)));
+        [graph, coded].map(|g| Session::compile(&g).unwrap()).map(|s| speech(samples, |x| s.run(x)).unwrap());
     assert!(float.iter().zip(&coded).all(|(a, b)| (*a >= 0.5) == (*b >= 0.5)), "{float:?}\n{coded:?}");
 }
 
@@ -145,8 +127,7 @@ fn quantized_speech_is_found_in_the_same_frames() {
     let samples = samples(&assets.join("data/vad_test.wav"));
     let [want, found] = [graph, small].map(|graph| {
         let session = Session::compile(&graph).unwrap();
-        println!("{:.3}", session.report().coverage());
-        speech(&samples, |x| session.run(x))
+        speech(&samples, |x| session.run(x)).unwrap()
     });
     let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();
     assert!(agree as f64 >= 0.998 * want.len() as f64, "{agree} of {}", want.len());
@@ -161,7 +142,7 @@ fn statically_quantized_speech_is_found_in_nearly_the_same_frames() {
     };
     let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
     let samples = samples(&assets.join("data/vad_test.wav"));
-    let want = speech(&samples, |x| graph.run(x));
+    let want = speech(&samples, |x| graph.run(x)).unwrap();
     let config = || Some(preset("default").unwrap());
     let all = || QConfigMapping::default().with(Target::All, config());
     let op = |name: &str| Target::Op(name.into());
@@ -177,10 +158,10 @@ fn statically_quantized_speech_is_found_in_nearly_the_same_frames() {
     let mut failures = vec![];
     for (name, mapping, agreeing, in_integers) in cases {
         let mut prepared = prepare(&fuse(&graph).unwrap(), &mapping).unwrap();
-        speech(&samples[..200 * FRAME], |x| prepared.observe(x));
+        speech(&samples[..200 * FRAME], |x| prepared.observe(x)).unwrap();
         let small = prepared.convert().unwrap();
         let session = Session::compile(&small.graph).unwrap();
-        let found = speech(&samples, |x| session.run(x));
+        let found = speech(&samples, |x| session.run(x)).unwrap();
         let agree = want.iter().zip(&found).filter(|(a, b)| (**a >= 0.5) == (**b >= 0.5)).count();
         let (share, coverage) = (agree as f64 / want.len() as f64, session.report().coverage());
         println!("{name}: {share:.4} of the frames, {coverage:.3} of the MACs");

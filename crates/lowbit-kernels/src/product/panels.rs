@@ -119,26 +119,25 @@ pub(crate) fn gather(from: &Gather<'_>, channels: Range<usize>, width: usize, ou
     }
 }
 
-/// Rows and columns that are transposed at once.
-const SQUARE: usize = 8;
+/// Rows that are transposed at once.
+const TOGETHER: usize = 8;
 
 #[inline(always)]
 pub(crate) fn transpose(source: Matrix<'_>, width: usize, out: &mut [f32]) {
     let [rows, cols] = source.size();
     assert!(rows <= width, "a panel of {width} columns for {rows}");
-    for i in (0..rows).step_by(SQUARE) {
-        let squares = if i + SQUARE <= rows { cols / SQUARE } else { 0 };
-        for j in (0..squares).map(|j| j * SQUARE) {
-            let square: [[f32; SQUARE]; SQUARE] =
-                array::from_fn(|r| *source.row(i + r)[j..].first_chunk().expect("a square of the matrix"));
-            for c in 0..SQUARE {
-                let line = out[(j + c) * width + i..].first_chunk_mut().expect("a square of the panel");
-                *line = array::from_fn::<f32, SQUARE, _>(|r| square[r][c]);
+    for i in (0..rows).step_by(TOGETHER) {
+        if i + TOGETHER <= rows {
+            let lines: [&[f32]; TOGETHER] = array::from_fn(|r| &source.row(i + r)[..cols]);
+            for j in 0..cols {
+                let line = out[j * width + i..].first_chunk_mut().expect("a row of the panel");
+                *line = array::from_fn::<f32, TOGETHER, _>(|r| lines[r][j]);
             }
-        }
-        for r in i..rows.min(i + SQUARE) {
-            for (j, &x) in source.row(r).iter().enumerate().skip(squares * SQUARE) {
-                out[j * width + r] = x;
+        } else {
+            for r in i..rows {
+                for (j, &x) in source.row(r).iter().enumerate() {
+                    out[j * width + r] = x;
+                }
             }
         }
     }

@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use lowbit_kernels::{Kernels, Matrix, MatrixMut, Product, Right};
+use lowbit_kernels::Matrix;
 use rayon::prelude::*;
 
 use super::product::{Operand, matmul};
 use super::{broadcast, float};
 use crate::error::{Result, invalid};
-use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand as Known, Prepared, Quant, ReadOp, Routine, View, ViewMut,
-    arity, optional, optional_fact,
-};
-use crate::parallel;
-use crate::tensor::{DType, Tensor, element_count};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
+use crate::tensor::{Tensor, element_count};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("Gemm", |r| {
@@ -180,30 +176,6 @@ fn fill_addend(c: &[f32], shape: &[usize], beta: f32, n: usize, y: &mut [f32]) {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MatMul;
 
-/// A [`MatMul`] of many small f32 matrices of known size.
-#[derive(Debug)]
-struct Stack {
-    /// M, K and N.
-    size: [usize; 3],
-    /// Where each product finds its left and its right matrix.
-    offsets: [Vec<usize>; 2],
-}
-
-impl Routine for Stack {
-    fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
-        let (a, b, [m, k, n]) = (x[0].f32()?, x[1].f32()?, self.size);
-        parallel::chunks(y.f32()?, m * n, |i, y| {
-            let left = Matrix::new(&a[self.offsets[0][i]..], m, k);
-            let right = Right::Matrix(Matrix::new(&b[self.offsets[1][i]..], k, n));
-            Kernels::best().product(&Product::new(left, right), &mut MatrixMut::new(y, m, n));
-        });
-        Ok(())
-    }
-    fn algorithm(&self) -> &'static str {
-        "gemm"
-    }
-}
-
 /// An operand's shape as a stack of matrices.
 fn stack<T: Clone + From<usize>>(shape: &[T], left: bool) -> Result<(Vec<T>, [T; 2])> {
     match shape {
@@ -272,20 +244,6 @@ impl Op for MatMul {
         Ok(vec![float::write(a.dtype(), &shape, out)?])
     }
 
-    fn prepare(&self, x: &[Known<'_>]) -> Result<Prepared> {
-        /// Elements of a right matrix that stays in a second-level cache as it is.
-        const SMALL: usize = 96 << 10;
-        let [(batch_a, [m, k]), (batch_b, [_, n])] = [stack(x[0].shape, true)?, stack(x[1].shape, false)?];
-        let batch = broadcast::shape(&batch_a, &batch_b)?;
-        let floats = x.iter().all(|x| x.dtype == DType::F32);
-        if !floats || k * n > SMALL || batch.iter().product::<usize>() < 2 {
-            return Ok(Prepared::Eval);
-        }
-        let offsets = [(batch_a, m * k), (batch_b, k * n)]
-            .map(|(own, size)| broadcast::offsets(&own, &batch).into_iter().map(|i| i * size).collect());
-        Prepared::routine(Stack { size: [m, k, n], offsets })
-    }
-
     fn quant(&self) -> Quant {
         Quant::Compute { weight: Some((1, 1)), bias: None }
     }
@@ -301,8 +259,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::op::{Reading, eval_by_routine};
+    use crate::op::Reading;
     use crate::ops::conv::tests::{assert_close, random};
+    use crate::tensor::DType;
 
     /// NumPy's matmul, one element at a time.
     fn naive(a: &Tensor, b: &Tensor, shape: &[usize]) -> Vec<f32> {
@@ -355,10 +314,6 @@ mod tests {
             let y = MatMul.eval(&[&a, &b]).unwrap().remove(0);
             assert_eq!(y.shape(), want);
             assert_close(y.slice().unwrap(), &naive(&a, &b, want), &(&a, &b));
-            let known = [Known::of(&a), Known::of(&b)];
-            if let Prepared::Routine(_) = MatMul.prepare(&known).unwrap() {
-                assert_eq!(eval_by_routine(&MatMul, &[&a, &b]).unwrap(), [y], "{want:?}");
-            }
             let fact = MatMul.infer(&[&Fact::of(&a), &Fact::of(&b)]).unwrap().remove(0);
             assert_eq!(fact.known_shape().unwrap(), want);
         }

@@ -34,6 +34,7 @@ use super::integer::linear::QLinear;
 use super::integer::matmul::QMatMul;
 use super::pool::{ImageMaxPool, QAveragePool, Windows};
 use super::report::{Fallback, Report};
+use super::stacks::Axes;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Uses, Var};
 use crate::op::{Op, Quant};
@@ -58,9 +59,8 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
     let lowered = lowbit_weights::kept(&lowered, Compute::Float)?;
     let lowered = tables::compose(&fold_dequantized(&lowered)?)?;
     let lowered = means::of_codes(&residual::fold_additions(&lowered)?)?;
-    let lowered = transposed::read_in_place(&lowered)?;
     let report = lowering.report(&lowered);
-    let lowered = spelled::in_one(&lowered)?;
+    let lowered = transposed::read_in_place(&spelled::in_one(&lowered)?)?;
     Ok((images::channels_last_images(&lowered)?, report))
 }
 
@@ -231,7 +231,7 @@ impl Lowering<'_> {
             self.because(node, "the product of a vector has no integer form");
             return Ok(None);
         }
-        let op = QMatMul { inputs: [x_codes, y_codes], axes: [None, None], output: None };
+        let op = QMatMul { inputs: [x_codes, y_codes], axes: Axes::default(), output: None };
         b.apply(&node.name, Arc::new(op), &[x, y]).map(Some)
     }
 

@@ -1,21 +1,13 @@
 //! Products of two matrices of codes, both made at run time: those of attention.
 
 use lowbit_kernels::{CodeMatrix, Grid, Kernels, Output, Requant, Rows, Weights};
-use rayon::prelude::*;
 
 use crate::error::{Error, Result, invalid};
-use crate::op::{DataMut, Dim, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
-use crate::ops::broadcast;
-use crate::ops::strided::contiguous;
-use crate::parallel;
+use crate::op::{DataMut, Fact, Op, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 use crate::session::codes::Codes;
 use crate::session::images::fact;
+use crate::session::stacks::{Axes, Stacks};
 use crate::tensor::{DType, Tensor};
-
-/// Multiply-accumulates that are worth a task, each of which packs its right matrix.
-const TASK: usize = 1 << 19;
-/// The most tasks of a product, each of which has memory of its own.
-const TASKS: usize = 16;
 
 /// `acc[.., m, n] = sum_k (a[.., m, k] - z_a) (b[.., k, n] - z_b)` in i32, other
 /// axes broadcast, as f32 or requantized (docs/quantization.md, equation 6, with
@@ -24,29 +16,13 @@ const TASKS: usize = 16;
 pub struct QMatMul {
     /// Codes of the operands.
     pub inputs: [Codes; 2],
-    /// For each operand, which of its axes is which axis of the product's; all as
-    /// they are where there is none.
-    pub axes: [Option<Vec<usize>>; 2],
+    /// The order of the operands' axes.
+    pub axes: Axes,
     /// Codes of the result, the least and the greatest; f32 where there are none.
     pub output: Option<(Codes, u8, u8)>,
 }
 
 impl QMatMul {
-    /// Whether operand `i` can be read with its axes in this order: rows that are
-    /// runs of bytes on the left, columns or rows on the right.
-    pub fn reads(i: usize, axes: &[usize]) -> bool {
-        let last = axes.len().wrapping_sub(1);
-        axes.last() == Some(&last) || (i == 1 && axes.len() > 1 && axes[last - 1] == last)
-    }
-
-    /// Operand `i`'s shape, or another thing of its axes, in the product's order.
-    fn ordered<T: Clone>(&self, i: usize, of_axes: &[T]) -> Vec<T> {
-        match &self.axes[i] {
-            Some(axes) => axes.iter().map(|&a| of_axes[a].clone()).collect(),
-            None => of_axes.to_vec(),
-        }
-    }
-
     fn scale(&self) -> f32 {
         self.inputs[0].scale * self.inputs[1].scale
     }
@@ -60,18 +36,7 @@ impl Op for QMatMul {
         "lowbit"
     }
     fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        let (a, b) = (self.ordered(0, &x[0].shape), self.ordered(1, &x[1].shape));
-        let ([batch_a @ .., m, k], [batch_b @ .., depth, n]) = (a.as_slice(), b.as_slice()) else {
-            return Err(invalid!("needs matrices, found {} and {}", x[0], x[1]));
-        };
-        if let (Dim::Known(k), Dim::Known(depth)) = (k, depth)
-            && k != depth
-        {
-            return Err(invalid!("a product over {k} columns and {depth} rows; they must be equal"));
-        }
-        let mut shape = broadcast::dims(batch_a, batch_b)?;
-        shape.extend([m.clone(), n.clone()]);
-        fact(if self.output.is_some() { DType::U8 } else { DType::F32 }, shape)
+        fact(if self.output.is_some() { DType::U8 } else { DType::F32 }, self.axes.product(x)?)
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         eval_by_routine(self, x)
@@ -80,100 +45,44 @@ impl Op for QMatMul {
         Prepared::routine(Stack::new(self, x[0].shape, x[1].shape)?)
     }
     fn macs(&self, x: &[&Fact], y: &[&Fact]) -> u64 {
-        let inner = self.ordered(0, &x[0].shape).last().and_then(Dim::known).unwrap_or(1);
-        y[0].elements().saturating_mul(inner as u64)
-    }
-}
-
-/// Matrices within a tensor.
-#[derive(Debug)]
-struct Matrices {
-    /// Where each matrix of the result finds its own.
-    offsets: Vec<usize>,
-    /// From one row to the next, and from one column to the next.
-    strides: [usize; 2],
-}
-
-impl Matrices {
-    /// Operand `i` of `op`, broadcast to the axes `batch`.
-    fn new(op: &QMatMul, i: usize, shape: &[usize], batch: &[usize]) -> Matrices {
-        if shape.contains(&0) {
-            return Matrices { offsets: vec![0; batch.iter().product()], strides: [0, 1] };
-        }
-        let strides = contiguous(shape).into_iter().map(|s| s as usize).collect::<Vec<_>>();
-        let (shape, strides) = (op.ordered(i, shape), op.ordered(i, &strides));
-        let rank = shape.len();
-        let mut offsets = vec![0];
-        for (axis, &size) in batch.iter().enumerate() {
-            let own = (axis + rank - 2).checked_sub(batch.len()).filter(|&own| shape[own] != 1);
-            let step = own.map_or(0, |own| strides[own]);
-            offsets = offsets.iter().flat_map(|o| (0..size).map(move |j| o + j * step)).collect();
-        }
-        Matrices { offsets, strides: [strides[rank - 2], strides[rank - 1]] }
+        self.axes.macs(x, y[0])
     }
 }
 
 /// Bias and multiplier of each column.
 type Parameters<'a> = (&'a [i32], &'a [f32]);
 
-/// A [`QMatMul`] of known size. A task computes some units, that is ranges of
-/// rows of one matrix of the result; it packs the right matrix, finds the row
-/// sums of the left one, and multiplies.
+/// A [`QMatMul`] of known size. Where a right matrix comes first, it is packed;
+/// each unit finds the row sums of its left rows, and multiplies.
 #[derive(Debug)]
 struct Stack {
     op: QMatMul,
-    /// Rows, columns and depth of each product.
-    size: [usize; 3],
-    left: Matrices,
-    right: Matrices,
-    unit_rows: usize,
-    units_of_a_task: usize,
-    tasks: usize,
+    stacks: Stacks,
     /// `s_a s_b`, or that divided by `s_y`, for each column.
     multiplier: Vec<f32>,
 }
 
 impl Stack {
     fn new(op: &QMatMul, a: &[usize], b: &[usize]) -> Result<Stack> {
-        let (x, y) = (op.ordered(0, a), op.ordered(1, b));
-        let ([batch_x @ .., m, k], [batch_y @ .., depth, n]) = (x.as_slice(), y.as_slice()) else {
-            return Err(invalid!("needs matrices, found {a:?} and {b:?}"));
-        };
-        if k != depth {
-            return Err(invalid!("a product over {k} columns and {depth} rows; they must be equal"));
-        }
-        if *k > Weights::MOST_CODES {
+        let stacks = Stacks::new(&op.axes, a, b)?;
+        let [_, n, k] = stacks.size;
+        if k > Weights::MOST_CODES {
             return Err(Error::unsupported(op.name(), format!("a sum of {k} products, which may overflow,")));
         }
-        let batch = broadcast::shape(batch_x, batch_y)?;
-        let matrices: usize = batch.iter().product();
-        let work = if matrices < TASKS { TASK } else { usize::MAX };
-        let unit_rows = parallel::rows_of_a_task(work, k * n, *m);
-        let units = matrices * (m / unit_rows);
-        let units_of_a_task = units.div_ceil(TASKS).max(1);
         let scale = op.scale();
         // A multiplier beyond f32 saturates any sum but 0, as f32's greatest does.
         let multiplier = op.output.map_or(scale, |(codes, ..)| (scale / codes.scale).min(f32::MAX));
-        Ok(Stack {
-            op: op.clone(),
-            size: [*m, *n, *k],
-            left: Matrices::new(op, 0, a, &batch),
-            right: Matrices::new(op, 1, b, &batch),
-            unit_rows,
-            units_of_a_task,
-            tasks: units.div_ceil(units_of_a_task),
-            multiplier: vec![multiplier; *n],
-        })
+        Ok(Stack { op: op.clone(), stacks, multiplier: vec![multiplier; n] })
     }
 
     /// Bytes that one task works with: the packed matrix, a bias for each column
     /// and a term for each row.
     fn memory_of_a_task(&self) -> usize {
-        let [_, columns, depth] = self.size;
-        Weights::bytes(depth, columns) + (columns + self.unit_rows + 1) * size_of::<i32>()
+        let [_, columns, depth] = self.stacks.size;
+        Weights::bytes(depth, columns) + (columns + self.stacks.unit_rows + 1) * size_of::<i32>()
     }
 
-    /// Computes all tasks; `output` says what becomes of the sums of a unit.
+    /// Computes all units; `output` says what becomes of the sums of one.
     fn compute<T: Send>(
         &self,
         [a, b]: [&[u8]; 2],
@@ -181,58 +90,31 @@ impl Stack {
         scratch: &mut [u8],
         output: impl for<'o> Fn(Parameters<'o>, Grid<'o, T>) -> Output<'o> + Sync,
     ) {
-        if y.is_empty() {
-            return;
-        }
-        let elements = self.units_of_a_task * self.unit_rows * self.size[1];
-        let memory = self.memory_of_a_task();
-        let task = |i: usize, y: &mut [T], memory: &mut [u8]| self.task(i, [a, b], y, memory, &output);
-        if rayon::current_num_threads() == 1 {
-            y.chunks_mut(elements).enumerate().for_each(|(i, y)| task(i, y, &mut scratch[..memory]));
-        } else {
-            let tasks = y.par_chunks_mut(elements).zip(scratch.par_chunks_mut(memory)).enumerate();
-            tasks.for_each(|(i, (y, memory))| task(i, y, memory));
-        }
-    }
-
-    fn task<T>(
-        &self,
-        task: usize,
-        [a, b]: [&[u8]; 2],
-        y: &mut [T],
-        memory: &mut [u8],
-        output: &impl for<'o> Fn(Parameters<'o>, Grid<'o, T>) -> Output<'o>,
-    ) {
         let kernels = Kernels::best();
-        let [rows, columns, depth] = self.size;
+        let ([_, columns, depth], unit_rows) = (self.stacks.size, self.stacks.unit_rows);
         // The packed codes are less by 128.
         let (za, zb) = (self.op.inputs[0].zero, self.op.inputs[1].zero - 128);
-        let (packed, words) = memory.split_at_mut(Weights::bytes(depth, columns));
-        let (bias, terms) = bytemuck::pod_align_to_mut::<u8, i32>(words).1.split_at_mut(columns);
-        let mut held = None;
-        for (u, y) in y.chunks_exact_mut(self.unit_rows * columns).enumerate() {
-            let first = (task * self.units_of_a_task + u) * self.unit_rows;
-            let (matrix, row) = (first / rows, first % rows);
-            let at = self.right.offsets[matrix];
-            if held != Some(at) {
-                kernels.pack_codes(&CodeMatrix::new(&b[at..], depth, columns, self.right.strides), packed);
+        self.stacks.for_each_unit(y, scratch, self.memory_of_a_task(), |unit, y, memory| {
+            let (packed, words) = memory.split_at_mut(Weights::bytes(depth, columns));
+            let (bias, terms) = bytemuck::pod_align_to_mut::<u8, i32>(words).1.split_at_mut(columns);
+            if unit.is_first {
+                let right = CodeMatrix::new(&b[unit.right..], depth, columns, self.stacks.right.strides);
+                kernels.pack_codes(&right, packed);
                 let sums = Weights::of_codes(packed, depth, columns).column_sums();
                 let constant = za * zb * depth as i32;
                 bias.iter_mut().zip(sums).for_each(|(bias, sum)| *bias = constant - za * sum);
-                held = Some(at);
             }
             let weights = Weights::of_codes(packed, depth, columns);
-            let stride = self.left.strides[0];
-            let a = &a[self.left.offsets[matrix] + row * stride..];
-            let mut left = Rows::strided(a, stride, self.unit_rows, depth);
-            let terms = &mut terms[..self.unit_rows];
+            let (a, stride) = (&a[unit.left..], self.stacks.left.strides[0]);
+            let mut left = Rows::strided(a, stride, unit_rows, depth);
+            let terms = &mut terms[..unit_rows];
             if zb != 0 {
                 kernels.row_sums(a, stride, depth, -zb, terms);
                 left = left.with_terms(terms);
             }
-            let out = Grid::new(y, self.unit_rows, columns, columns);
+            let out = Grid::new(y, unit_rows, columns, columns);
             kernels.gemm(&left, weights, 0..weights.panels(), output((bias, &self.multiplier), out));
-        }
+        });
     }
 }
 
@@ -259,7 +141,7 @@ impl Routine for Stack {
         Ok(())
     }
     fn scratch(&self) -> usize {
-        self.tasks * self.memory_of_a_task()
+        self.stacks.scratch(self.memory_of_a_task())
     }
     fn algorithm(&self) -> &'static str {
         "gemm, packed in the run"
@@ -271,6 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::broadcast;
 
     fn codes(shape: &[usize], seed: u64) -> Tensor {
         let n = shape.iter().product::<usize>() as u64;
@@ -291,7 +174,7 @@ mod tests {
     /// Equation 6 of the exact sums, which f64 products of codes less zero points give.
     fn definition(op: &QMatMul, a: &Tensor, b: &Tensor) -> Tensor {
         let [a, b] = [(0, a), (1, b)].map(|(i, t)| {
-            let t = permuted(t, &op.axes[i]);
+            let t = permuted(t, &op.axes.0[i]);
             let centred =
                 t.slice::<u8>().unwrap().iter().map(|&q| f64::from(i32::from(q) - op.inputs[i].zero));
             (t.shape().to_vec(), centred.collect::<Vec<f64>>())
@@ -324,7 +207,7 @@ mod tests {
 
     fn product(zeros: [i32; 2], output: Option<(Codes, u8, u8)>) -> QMatMul {
         let inputs = [Codes { scale: 0.01, zero: zeros[0] }, Codes { scale: 0.02, zero: zeros[1] }];
-        QMatMul { inputs, axes: [None, None], output }
+        QMatMul { inputs, axes: Axes::default(), output }
     }
 
     const TO: Option<(Codes, u8, u8)> = Some((Codes { scale: 0.7, zero: 100 }, 3, 250));
@@ -362,15 +245,12 @@ mod tests {
     #[test]
     fn transposed_operands_are_read_where_they_lie() {
         let (a, b) = (codes(&[2, 7, 3, 8], 1), codes(&[2, 9, 3, 8], 2));
-        let op = QMatMul { axes: [Some(vec![0, 2, 1, 3]), Some(vec![0, 2, 3, 1])], ..product([9, 200], TO) };
-        assert!((0..2).all(|i| QMatMul::reads(i, op.axes[i].as_ref().unwrap())));
+        let op =
+            QMatMul { axes: Axes([Some(vec![0, 2, 1, 3]), Some(vec![0, 2, 3, 1])]), ..product([9, 200], TO) };
         assert_eq!(op.eval(&[&a, &b]).unwrap(), [definition(&op, &a, &b)]);
         let b = codes(&[2, 8, 3, 9], 2);
-        let op = QMatMul { axes: [Some(vec![0, 2, 1, 3]), Some(vec![0, 2, 1, 3])], ..op };
+        let op = QMatMul { axes: Axes([Some(vec![0, 2, 1, 3]), Some(vec![0, 2, 1, 3])]), ..op };
         assert_eq!(op.eval(&[&a, &b]).unwrap(), [definition(&op, &a, &b)]);
-        for (i, axes) in [(0, vec![0, 2, 3, 1]), (1, vec![3, 2, 1, 0]), (1, vec![0, 3, 1, 2])] {
-            assert!(!QMatMul::reads(i, &axes), "{axes:?}");
-        }
     }
 
     #[test]
