@@ -299,10 +299,13 @@ impl Converting<'_> {
             return Ok(*v);
         }
         let name = self.prepared.graph.value(at.source).name.clone();
-        let codes = b.constant(&format!("{name}_q"), grid.quantize(values)?);
         // A weight whose codes are chosen for several readers is stored for each.
-        let copy = b.name(codes).strip_prefix(&format!("{name}_q")).unwrap_or_default().to_string();
+        let copy = match self.weights.keys().filter(|(source, ..)| *source == at.source).count() {
+            0 => String::new(),
+            n => format!("_{n}"),
+        };
         let part = |part: &str| format!("{name}_{part}{copy}");
+        let codes = b.constant(&part("q"), grid.quantize(values)?);
         let v = if grid.scheme().format == Format::FP16 {
             b.apply(&part("dq"), Arc::new(Widen), &[codes])?
         } else {
