@@ -19,6 +19,11 @@ use crate::tensor::Tensor;
 /// Inputs of an output whose errors may make up for one another.
 const MOST_COLUMNS: usize = 1024;
 
+/// Times that each code of few bits is chosen anew after all others. The finer
+/// choice of codes of 8 bits would follow the few positions looked at: the top-1
+/// of MobileNet v1 0.25 fell from 59.0 to 57.5 %.
+const SWEEPS: usize = 4;
+
 /// Positions of all samples that are looked at.
 const MOST_POSITIONS: usize = 2048;
 
@@ -141,6 +146,7 @@ impl InputMoments {
     pub fn rounded(&self, weight: &Tensor, grid: &Grid) -> Result<Tensor> {
         let (layer, w) = (&self.layer, weight.to_f32()?);
         let groups = grid.scheme().granularity.groups(weight.shape())?;
+        let sweeps = if grid.scheme().format.bits() < 8 { SWEEPS } else { 0 };
         let parts = self.blocks().into_par_iter().map(|Block { group, columns, products }| {
             let Some(feedback) = self.feedback(&self.products[products], columns.len())? else {
                 return Ok(vec![]);
@@ -150,7 +156,7 @@ impl InputMoments {
                 let rows = first..end.min(first + ROWS);
                 let at = |row: usize, column: usize| layer.at(first + row, columns.start + column);
                 let nearest = |row: usize, column: usize, x: f32| grid.nearest(groups.of(at(row, column)), x);
-                let values = feedback.round(rows.len(), |row, column| w[at(row, column)], nearest);
+                let values = feedback.round(rows.len(), |row, column| w[at(row, column)], nearest, sweeps);
                 let placed = |(column, values): (usize, Column)| {
                     (0..rows.len()).map(move |row| (row, column, values[row]))
                 };

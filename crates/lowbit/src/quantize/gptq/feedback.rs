@@ -9,9 +9,6 @@ const DAMPING: f32 = 0.01;
 /// Rows that are rounded side by side.
 pub const ROWS: usize = 32;
 
-/// Times that each code is chosen anew after all others.
-const SWEEPS: usize = 4;
-
 /// The part of a step to another code that must be wanted: more than half, so
 /// that rounding of f32 decides nothing.
 const CLEARLY: f32 = 0.51;
@@ -61,13 +58,15 @@ impl Feedback {
 
     /// Codes for `rows` rows, as the values that they stand for, by column:
     /// those with feedback, or the nearest ones where these give a row a lower
-    /// `(w - q) H (w - q)'`, each then changed to the best beside all others. `w(row, column)` are the weights, and
-    /// `nearest(row, column, x)` is the value of the code nearest to `x` there.
+    /// `(w - q) H (w - q)'`, each then changed to the best beside all others, so many
+    /// times. `w(row, column)` are the weights, and `nearest(row, column, x)` is the
+    /// value of the code nearest to `x` there.
     pub fn round(
         &self,
         rows: usize,
         w: impl Fn(usize, usize) -> f32,
         nearest: impl Fn(usize, usize, f32) -> f32,
+        sweeps: usize,
     ) -> Vec<Column> {
         let column = |c: &usize| std::array::from_fn(|r| if r < rows { w(r, *c) } else { 0.0 });
         let w: Vec<Column> = self.order.iter().map(column).collect();
@@ -78,7 +77,7 @@ impl Feedback {
         let (plain, plain_costs) = self.codes(&w, |k, w, _| code(k, w));
         let better = |r: usize, k: usize| if costs[r] < plain_costs[r] { fed[k][r] } else { plain[k][r] };
         let mut chosen: Vec<Column> = (0..w.len()).map(|k| std::array::from_fn(|r| better(r, k))).collect();
-        self.descend(&w, &mut chosen, code);
+        self.descend(&w, &mut chosen, code, sweeps);
         let mut codes = vec![[0.0; ROWS]; w.len()];
         self.order.iter().zip(chosen).for_each(|(c, column)| codes[*c] = column);
         codes
@@ -86,12 +85,21 @@ impl Feedback {
 
     /// Changes one code after another to the one of least cost, the others
     /// being what they are: the nearest to `q_k + (H e)_k / H_kk`.
-    fn descend(&self, w: &[Column], codes: &mut [Column], nearest: impl Fn(usize, &Column) -> Column) {
+    fn descend(
+        &self,
+        w: &[Column],
+        codes: &mut [Column],
+        nearest: impl Fn(usize, &Column) -> Column,
+        sweeps: usize,
+    ) {
+        if sweeps == 0 {
+            return;
+        }
         let n = w.len();
         let errors: Vec<Column> =
             w.iter().zip(&*codes).map(|(w, q)| std::array::from_fn(|r| w[r] - q[r])).collect();
         let mut slopes: Vec<Column> = self.moments.chunks_exact(n).map(|h| sum(h, &errors)).collect();
-        for _ in 0..SWEEPS {
+        for _ in 0..sweeps {
             let mut moved = false;
             for k in (0..n).rev() {
                 let h = &self.moments[k * n..][..n];
