@@ -1,4 +1,4 @@
-//! A language model with weights of few bits.
+//! A language model in float, with dynamic activations, and with weights of few bits.
 //!
 //! Perplexity is that of all tokens but the first of five stories. Where there
 //! is calibration data, it is texts that the float model makes up from numbers
@@ -16,7 +16,7 @@ use language::{ids, perplexity, sample};
 use lowbit::data::npz;
 use lowbit::graph::Graph;
 use lowbit::passes::awq;
-use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding};
+use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
 use lowbit::{Result, Tensor, onnx};
@@ -88,6 +88,27 @@ impl Language {
         let found = perplexity(&self.stories, |x| session.run(x)).unwrap();
         println!("{format} {per:?} {help:?}: {found:.4}");
         found
+    }
+}
+
+#[test]
+fn the_model_has_its_perplexity_and_keeps_it_with_dynamic_activations() {
+    let Some(assets) = assets::find("the_model_has_its_perplexity_and_keeps_it_with_dynamic_activations")
+    else {
+        return;
+    };
+    let graph = onnx::load(assets.join("models/stories260K.onnx")).unwrap();
+    let stories = stories(&assets);
+    assert_eq!(stories.iter().map(|story| story.len() - 1).sum::<usize>(), 1804);
+    let of = |session: &Session| perplexity(&stories, |x| session.run(x)).unwrap();
+    let float = of(&Session::compile(&graph).unwrap());
+    assert!((float - 3.5482).abs() < 1e-3, "{float}");
+    for (name, most) in [("dynamic", 3.572), ("dynamic-rows", 3.56)] {
+        let mapping = QConfigMapping::global(preset(name).unwrap());
+        let quantized = prepare(&fuse(&graph).unwrap(), &mapping).unwrap().convert().unwrap().graph;
+        let session = Session::compile(&quantized).unwrap();
+        let found = of(&session);
+        assert!(found <= most && session.report().coverage() > 0.99, "{name}: {found}");
     }
 }
 

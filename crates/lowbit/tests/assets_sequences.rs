@@ -1,21 +1,19 @@
-//! Models of sequences among the assets, in float, against what onnxruntime
-//! gives.
+//! The speech detector among the assets: in float against what onnxruntime gives,
+//! and quantized against that.
 
 mod assets;
 #[path = "../examples/speech/detector.rs"]
 mod detector;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use detector::{FRAME, speech};
-use lowbit::data::npz;
-use lowbit::graph::{Graph, Kind};
-use lowbit::ops::recurrent::quantize_recurrent;
+use lowbit::graph::Graph;
+use lowbit::onnx;
 use lowbit::qconfig::{QConfigMapping, Target, preset};
-use lowbit::quantize::{fuse, prepare};
+use lowbit::quantize::{fuse, prepare, quantize_dynamic};
+use lowbit::scheme::Format;
 use lowbit::session::Session;
-use lowbit::{Result, onnx};
 
 /// onnxruntime's probability of speech in every 125th frame of `vad_test.wav`.
 const SPEECH: [f32; 15] = [
@@ -44,29 +42,11 @@ fn speech_is_found_where_onnxruntime_finds_it() {
     assert!(plain.iter().zip(found).all(near), "{plain:?}");
 }
 
-/// The graph with the weights of its recurrent layers in 8 bits.
-fn with_coded_recurrence(graph: &Graph) -> Result<Graph> {
-    graph.rebuild(|b, _, node, inputs| {
-        let Kind::Apply { op, .. } = &node.kind else { return b.copy(node, inputs) };
-        let weight = |i: usize| inputs.get(i).and_then(|v| b.so_far().constant(*v)).cloned();
-        let (Some(w), Some(r)) = (weight(1), weight(2)) else { return b.copy(node, inputs) };
-        let Some((op, constants)) = quantize_recurrent(&**op, &w, &r, true)? else {
-            return b.copy(node, inputs);
-        };
-        let mut operands = inputs.to_vec();
-        for (i, t) in constants {
-            operands.resize(operands.len().max(i + 1), b.absent());
-            operands[i] = b.constant(&format!("{}.{i}", node.name), t);
-        }
-        b.replace(node, Arc::new(op), &operands)
-    })
-}
-
 #[test]
 fn a_recurrent_layer_in_8_bits_finds_the_same_speech() {
     let Some(assets) = assets::find("a_recurrent_layer_in_8_bits_finds_the_same_speech") else { return };
     let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
-    let coded = with_coded_recurrence(&graph).unwrap();
+    let coded = quantize_dynamic(&graph, &[Target::Op("LSTM".into())], Format::INT8).unwrap().graph;
     assert!(coded.applied().any(|(_, _, op, _)| op.name() == "DynamicQuantizeLSTM"), "{coded}");
     // Of the whole file, 1875 frames agree of 1875, and 1872 with onnxruntime's quantized layer.
     let samples = &samples(&assets.join("data/vad_test.wav"))[..160_000];
@@ -75,48 +55,11 @@ fn a_recurrent_layer_in_8_bits_finds_the_same_speech() {
     assert!(float.iter().zip(&coded).all(|(a, b)| (*a >= 0.5) == (*b >= 0.5)), "{float:?}\n{coded:?}");
 }
 
-/// The perplexity of the language model on whole stories.
-fn perplexity(session: &Session, stories: &Path) -> f64 {
-    let (mut loss, mut count) = (0f64, 0);
-    for (_, story) in npz::read(stories).unwrap() {
-        let ids = story.reshaped(&[1, story.len()]).unwrap();
-        let logits = session.run(&[ids]).unwrap().remove(0);
-        let rows = logits.slice::<f32>().unwrap().chunks_exact(logits.shape()[2]);
-        for (row, next) in rows.zip(&story.integers().unwrap()[1..]) {
-            let total: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
-            loss += total.ln() - f64::from(row[usize::try_from(*next).unwrap()]);
-            count += 1;
-        }
-    }
-    assert_eq!(count, 1804);
-    (loss / f64::from(count)).exp()
-}
-
-#[test]
-fn the_language_model_has_its_perplexity() {
-    let Some(assets) = assets::find("the_language_model_has_its_perplexity") else { return };
-    let (graph, stories) =
-        (onnx::load(assets.join("models/stories260K.onnx")).unwrap(), assets.join("data/stories_tokens.npz"));
-    let float = perplexity(&Session::compile(&graph).unwrap(), &stories);
-    assert!((float - 3.5482).abs() < 1e-3, "{float}");
-    for (name, most) in [("dynamic", 3.572), ("dynamic-rows", 3.56)] {
-        let session = Session::compile(&quantized(&graph, name)).unwrap();
-        let found = perplexity(&session, &stories);
-        assert!(found <= most && session.report().coverage() > 0.99, "{name}: {found}");
-    }
-}
-
-/// The graph quantized by a preset that needs no data.
-fn quantized(graph: &Graph, name: &str) -> Graph {
-    let mapping = QConfigMapping::global(preset(name).unwrap());
-    prepare(&fuse(graph).unwrap(), &mapping).unwrap().convert().unwrap().graph
-}
-
 #[test]
 fn quantized_speech_is_found_in_the_same_frames() {
     let Some(assets) = assets::find("quantized_speech_is_found_in_the_same_frames") else { return };
     let graph = onnx::load(assets.join("models/silero_vad_16k.onnx")).unwrap();
-    let small = quantized(&graph, "dynamic");
+    let small = quantize_dynamic(&graph, &[], Format::INT8).unwrap().graph;
     let folder = tempfile::tempdir().unwrap();
     let bytes = |graph: &Graph| {
         let path = folder.path().join("model.onnx");

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::placement::operands;
+use super::point::unchanging;
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Node, Var};
-use crate::op::{Attribute, Attributes, Fact, Op, arity};
+use crate::op::{Attribute, Op};
 use crate::ops::binary::Arithmetic;
 use crate::ops::cast::Cast;
 use crate::ops::conv::Conv;
@@ -58,27 +59,7 @@ impl DynamicOp {
     }
 }
 
-impl Op for DynamicOp {
-    fn name(&self) -> &'static str {
-        "Dynamic"
-    }
-    fn domain(&self) -> &'static str {
-        "lowbit"
-    }
-    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(x, 1, 1)?;
-        Ok(vec![x[0].clone()])
-    }
-    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![x[0].clone()])
-    }
-    fn attributes(&self) -> Attributes {
-        vec![("rows", Attribute::Int(i64::from(self.per == Per::Row)))]
-    }
-    fn folds(&self) -> bool {
-        false
-    }
-}
+unchanging!(DynamicOp, "Dynamic", |op| vec![("rows", Attribute::Int(i64::from(op.per == Per::Row)))]);
 
 /// A weight that an operator on integers multiplies with.
 pub struct IntegerWeight {

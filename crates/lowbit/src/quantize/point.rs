@@ -6,7 +6,7 @@ use super::means::InputMeans;
 use crate::codebook::Codebook;
 use crate::error::{Result, invalid};
 use crate::observer::{AnyObserver, ObserverConfig};
-use crate::op::{Attribute, Attributes, Fact, Op, arity};
+use crate::op::Attribute;
 use crate::qparams::QParams;
 use crate::scheme::{Format, Scheme};
 use crate::tensor::Tensor;
@@ -141,6 +141,36 @@ impl Point {
     }
 }
 
+/// An operator of prepared graphs that says what will become of a value and
+/// changes nothing: its name, and its attributes.
+macro_rules! unchanging {
+    ($op_type:ident, $name:literal, |$op:ident| $attributes:expr) => {
+        impl crate::op::Op for $op_type {
+            fn name(&self) -> &'static str {
+                $name
+            }
+            fn domain(&self) -> &'static str {
+                "lowbit"
+            }
+            fn infer(&self, x: &[&crate::op::Fact]) -> crate::error::Result<Vec<crate::op::Fact>> {
+                crate::op::arity(x, 1, 1)?;
+                Ok(vec![x[0].clone()])
+            }
+            fn eval(&self, x: &[&crate::tensor::Tensor]) -> crate::error::Result<Vec<crate::tensor::Tensor>> {
+                Ok(vec![x[0].clone()])
+            }
+            fn attributes(&self) -> crate::op::Attributes {
+                let $op = self;
+                $attributes
+            }
+            fn folds(&self) -> bool {
+                false
+            }
+        }
+    };
+}
+pub(super) use unchanging;
+
 /// The operator that stands in a prepared graph where a value will be
 /// quantized. It changes nothing.
 #[derive(Clone, Debug)]
@@ -152,24 +182,4 @@ pub struct PointOp {
     pub moved: bool,
 }
 
-impl Op for PointOp {
-    fn name(&self) -> &'static str {
-        "Point"
-    }
-    fn domain(&self) -> &'static str {
-        "lowbit"
-    }
-    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(x, 1, 1)?;
-        Ok(vec![x[0].clone()])
-    }
-    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![x[0].clone()])
-    }
-    fn attributes(&self) -> Attributes {
-        vec![("point", Attribute::Int(self.point as i64))]
-    }
-    fn folds(&self) -> bool {
-        false
-    }
-}
+unchanging!(PointOp, "Point", |op| vec![("point", Attribute::Int(op.point as i64))]);

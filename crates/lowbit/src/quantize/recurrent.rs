@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::point::unchanging;
 use crate::error::Result;
 use crate::graph::{Builder, Node, Var};
-use crate::op::{Attribute, Attributes, Fact, Op, arity};
+use crate::op::{Attribute, Op};
 use crate::ops::recurrent::{DynamicRecurrent, QuantizedRecurrent, quantize_recurrent};
 use crate::qconfig::Per;
-use crate::tensor::Tensor;
 
 /// The operator that stands in a prepared graph between a point and a recurrent
 /// layer that will compute with the codes of the value there. It changes nothing.
@@ -17,27 +17,9 @@ pub struct LayerOp {
     pub weight_per: Per,
 }
 
-impl Op for LayerOp {
-    fn name(&self) -> &'static str {
-        "Layer"
-    }
-    fn domain(&self) -> &'static str {
-        "lowbit"
-    }
-    fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(x, 1, 1)?;
-        Ok(vec![x[0].clone()])
-    }
-    fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![x[0].clone()])
-    }
-    fn attributes(&self) -> Attributes {
-        vec![("per_channel", Attribute::Int(i64::from(self.weight_per != Per::Tensor)))]
-    }
-    fn folds(&self) -> bool {
-        false
-    }
-}
+unchanging!(LayerOp, "Layer", |op| {
+    vec![("per_channel", Attribute::Int(i64::from(op.weight_per != Per::Tensor)))]
+});
 
 /// The recurrent layer `node` with weights in codes. It quantizes x and h by
 /// `steps`, their scales and zero points, or else each as it comes.

@@ -1,6 +1,6 @@
 use crate::graph::Graph;
 use crate::onnx;
-use crate::op::Dim;
+use crate::op::{Dim, Fact};
 use crate::ops::linear::MatMul;
 use crate::ops::quantize::DequantizeLinear;
 use crate::ops::recurrent::{Activation, Cell, Direction, Recurrent};
@@ -9,7 +9,7 @@ use crate::qconfig::{QConfigMapping, Target, preset};
 use crate::quantize::{Converted, Finding, prepare};
 use crate::scheme::Format;
 use crate::session::Session;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 use super::*;
 
