@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use lowbit::data::npz;
 use lowbit::graph::Graph;
+use lowbit::passes::products_of_few_bits;
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::scheme::{Format, Mapping};
@@ -150,13 +151,31 @@ fn write(subject: &Subject, folder: &Path) -> Result<()> {
         let most = if name == "default" { usize::MAX } else { FEW };
         let quantized = quantize(&float, config, first(&subject.calibration, most))
             .map_err(|e| e.at(format!("{} quantized as {name}", subject.name)))?;
-        onnx::save(&quantized, folder.join(format!("{name}.onnx")))?;
-        let session = Session::compile(&quantized)?;
-        let logits = run(&subject.evaluation, most, |x| session.run(x))?;
-        npz::write(&folder.join(format!("{name}.npz")), [("logits", &logits)])?;
-        let covered = 100.0 * session.report().coverage();
-        println!("{} {name}: {covered:.1} % of the products in integers", subject.name);
+        write_quantized(subject, &folder, name, &quantized, most)?;
+        if (subject.name.as_str(), name) == ("stories260K", "int4") {
+            for (name, in_int8) in [("matmul-nbits", false), ("matmul-nbits-int8", true)] {
+                let products = products_of_few_bits(&quantized, in_int8)?;
+                write_quantized(subject, &folder, name, &products, most)?;
+            }
+        }
     }
+    Ok(())
+}
+
+/// The model and what the Session makes of the inputs, or of the first of them.
+fn write_quantized(
+    subject: &Subject,
+    folder: &Path,
+    name: &str,
+    quantized: &Graph,
+    most: usize,
+) -> Result<()> {
+    onnx::save(quantized, folder.join(format!("{name}.onnx")))?;
+    let session = Session::compile(quantized)?;
+    let logits = run(&subject.evaluation, most, |x| session.run(x))?;
+    npz::write(&folder.join(format!("{name}.npz")), [("logits", &logits)])?;
+    let covered = 100.0 * session.report().coverage();
+    println!("{} {name}: {covered:.1} % of the products in integers", subject.name);
     Ok(())
 }
 
