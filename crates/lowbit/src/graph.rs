@@ -4,13 +4,16 @@ mod bodies;
 mod builder;
 mod dump;
 mod names;
+mod parameters;
 mod run;
+mod tape;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use builder::Builder;
 pub(crate) use names::is_same;
+pub use tape::Tape;
 
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op};
@@ -182,18 +185,31 @@ impl Graph {
         input: impl Fn(&Fact, usize) -> Fact,
         f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Graph> {
-        let mut b = Builder::default();
         let given = |b: &mut Builder, i: usize, v: &Value| b.input(&v.name, input(&v.fact, i));
-        let made = self.replay_onto(&mut b, given, f)?;
+        self.replay_with(given, stored, f)
+    }
+
+    /// [`Graph::rebuild`] with `input(b, i, value)` in the place of input `i`,
+    /// and `constant(b, value, t)` in that of a constant.
+    fn replay_with(
+        &self,
+        input: impl FnMut(&mut Builder, usize, &Value) -> Var,
+        constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Var,
+        f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
+    ) -> Result<Graph> {
+        let mut b = Builder::default();
+        let made = self.replay_onto(&mut b, input, constant, f)?;
         self.finished(b, made)
     }
 
     /// Replays the graph onto another one, in which `input(b, i, value)` is what
-    /// input `i` reads. Returns the outputs.
+    /// input `i` reads, and `constant(b, value, t)` what stands for a constant.
+    /// Returns the outputs.
     fn replay_onto(
         &self,
         b: &mut Builder,
         mut input: impl FnMut(&mut Builder, usize, &Value) -> Var,
+        mut constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Var,
         mut f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Vec<Var>> {
         let mut new: Vec<Vec<Var>> = Vec::with_capacity(self.nodes.len());
@@ -203,7 +219,7 @@ impl Graph {
                     let i = self.inputs.iter().position(|v| *v == var).unwrap_or(usize::MAX);
                     vec![input(b, i, &node.outputs[0])]
                 }
-                Kind::Const(t) => vec![b.constant(&node.outputs[0].name, t.clone())],
+                Kind::Const(t) => vec![constant(b, &node.outputs[0], t)],
                 Kind::Apply { inputs, .. } => {
                     let inputs: Vec<Var> = inputs.iter().map(|v| new[v.node][v.slot]).collect();
                     f(b, var, node, &inputs)?
@@ -246,6 +262,11 @@ impl Graph {
             _ => 0,
         }
     }
+}
+
+/// A constant that stays one.
+fn stored(b: &mut Builder, value: &Value, t: &Tensor) -> Var {
+    b.constant(&value.name, t.clone())
 }
 
 impl PartialEq for Graph {

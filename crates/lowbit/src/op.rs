@@ -1,6 +1,7 @@
 //! What an operator is: shapes, values, and how its neighbours are quantized.
 
 mod reading;
+mod reverse;
 mod routine;
 
 use std::any::Any;
@@ -13,6 +14,7 @@ use crate::tensor::buffers::recycle;
 use crate::tensor::{DType, Tensor};
 
 pub use reading::{ReadOp, Reading};
+pub use reverse::Reverse;
 pub use routine::{DataMut, Operand, Prepared, Routine, View, ViewMut, eval_by_routine};
 
 /// One dimension of a value: a number, or a name such as `N` that every run
@@ -262,6 +264,17 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
     /// As [`Op::eval`].
     fn eval_clamped(&self, _inputs: &[&Tensor], _lo: f32, _hi: f32) -> Option<Result<Vec<Tensor>>> {
         None
+    }
+
+    /// The vector-Jacobian product: of the gradients by the outputs, those by the
+    /// operands, one entry for each, `None` where it is zero or not
+    /// [wanted](Reverse::wanted). Sums are made in an order that does not depend
+    /// on the number of threads.
+    ///
+    /// # Errors
+    /// If the operator has no gradient.
+    fn vjp(&self, _at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        Err(invalid!("has no gradient: it cannot lie between a trained value and the loss"))
     }
 
     /// How a plan runs the operator on operands of these types and shapes.

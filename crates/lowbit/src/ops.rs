@@ -35,6 +35,8 @@ pub mod unary;
 pub mod window;
 
 mod axis;
+#[cfg(test)]
+pub(crate) mod differences;
 pub(crate) mod product;
 pub(crate) mod strided;
 mod symbolic;

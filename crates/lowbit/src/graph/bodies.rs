@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Builder, Graph, Kind, Var};
+use super::{Builder, Graph, Kind, Var, stored};
 use crate::error::{Result, invalid};
 use crate::op::{Fact, Op};
 use crate::tensor::Tensor;
@@ -78,7 +78,7 @@ impl Graph {
             });
         }
         let outputs =
-            self.replay_onto(&mut b, |_, i, _| given[i], |b, _, node, inputs| b.copy(node, inputs))?;
+            self.replay_onto(&mut b, |_, i, _| given[i], stored, |b, _, node, inputs| b.copy(node, inputs))?;
         self.finished(b, outputs)
     }
 }
@@ -99,7 +99,7 @@ impl Builder {
     pub(crate) fn splice(&mut self, body: &Graph, inputs: &[Var], outputs: &[&str]) -> Result<Vec<Var>> {
         let before = self.so_far().nodes.len();
         let mut made =
-            body.replay_onto(self, |_, i, _| inputs[i], |b, _, node, inputs| b.copy(node, inputs))?;
+            body.replay_onto(self, |_, i, _| inputs[i], stored, |b, _, node, inputs| b.copy(node, inputs))?;
         if made.len() < outputs.len() {
             return Err(invalid!("the branch has {} outputs, not {}", made.len(), outputs.len()));
         }

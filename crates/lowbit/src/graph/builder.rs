@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Graph, Kind, Node, Value, Var, names};
+use super::{Graph, Kind, Node, Tape, Value, Var, names};
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact, Op};
 use crate::ops::control::If;
@@ -20,9 +20,12 @@ const FOLDED: u64 = 1 << 24;
 const FOLDED_PER_STORED: u64 = 8;
 
 /// Appends nodes to a graph. Every operator is checked (`infer`) as it is
-/// applied, and evaluated where its operands are constant.
+/// applied, and evaluated where its operands are constant, or known in an
+/// [eager](Builder::eager) builder.
 pub struct Builder {
     graph: Graph,
+    /// What is known of the values of an eager builder's nodes.
+    known: Option<Vec<Vec<Option<Tensor>>>>,
     pub(super) absent: Option<Var>,
     /// What may still be spent on results of constant operands.
     budget: u64,
@@ -30,11 +33,49 @@ pub struct Builder {
 
 impl Default for Builder {
     fn default() -> Builder {
-        Builder { graph: Graph { name: "graph".into(), ..Graph::default() }, absent: None, budget: FOLDED }
+        let graph = Graph { name: "graph".into(), ..Graph::default() };
+        Builder { graph, known: None, absent: None, budget: FOLDED }
     }
 }
 
 impl Builder {
+    /// A builder that evaluates each operator as it is applied, where the values
+    /// of its operands are known ([`Builder::given`]): a trace with values.
+    pub fn eager() -> Builder {
+        Builder { known: Some(vec![]), ..Builder::default() }
+    }
+
+    /// Whether operators are evaluated as they are applied.
+    pub fn is_eager(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// An input whose value is known to an eager builder. Unlike a constant it
+    /// stays apart from what is computed of it, so that there is a gradient by it.
+    pub fn given(&mut self, name: &str, t: Tensor) -> Var {
+        let v = self.input(name, Fact::of(&t));
+        if let Some(known) = &mut self.known {
+            known[v.node][v.slot] = Some(t);
+        }
+        v
+    }
+
+    /// The value of `v`, if it is constant or known.
+    pub fn value(&self, v: Var) -> Option<&Tensor> {
+        self.graph.constant(v).or_else(|| self.known.as_ref()?[v.node][v.slot].as_ref())
+    }
+
+    /// Ends an eager trace: what gradients by the values `wanted` need.
+    pub fn into_tape(self, wanted: Vec<Var>) -> Tape<'static> {
+        let mut values = self.known.unwrap_or_default();
+        for (node, values) in self.graph.nodes.iter().zip(&mut values) {
+            if let Kind::Const(t) = &node.kind {
+                values[0] = Some(t.clone());
+            }
+        }
+        Tape::new(self.graph, values, wanted)
+    }
+
     /// A value that the caller will give.
     pub fn input(&mut self, name: &str, fact: Fact) -> Var {
         let v = self.push(name.into(), Kind::Input, vec![(name.into(), fact)]);
@@ -132,9 +173,22 @@ impl Builder {
                 .map(|(name, t)| if name.is_empty() { self.absent() } else { self.stored(name, t) })
                 .collect());
         }
+        let values = self.evaluated(&*op, inputs)?;
         let named = outputs.iter().map(|o| (*o).to_string()).zip(facts).collect();
         let first = self.push(name.into(), Kind::Apply { op, inputs: inputs.to_vec() }, named);
+        if let (Some(known), Some(values)) = (&mut self.known, values) {
+            known[first.node] = values.into_iter().take(outputs.len()).map(Some).collect();
+        }
         Ok((0..outputs.len()).map(|slot| Var { slot, ..first }).collect())
+    }
+
+    /// The values of an operator applied to known ones by an eager builder.
+    fn evaluated(&self, op: &dyn Op, inputs: &[Var]) -> Result<Option<Vec<Tensor>>> {
+        if !self.is_eager() {
+            return Ok(None);
+        }
+        let operands: Option<Vec<&Tensor>> = inputs.iter().map(|v| self.value(*v)).collect();
+        operands.map(|operands| op.eval(&operands).map_err(|e| e.at(op.name()))).transpose()
     }
 
     /// The values of an operator whose operands are all constant, if the
@@ -225,7 +279,10 @@ impl Builder {
     }
 
     fn push(&mut self, name: String, kind: Kind, outputs: Vec<(String, Fact)>) -> Var {
-        let outputs = outputs.into_iter().map(|(name, fact)| Value { name, fact }).collect();
+        let outputs: Vec<Value> = outputs.into_iter().map(|(name, fact)| Value { name, fact }).collect();
+        if let Some(known) = &mut self.known {
+            known.push(vec![None; outputs.len()]);
+        }
         self.graph.nodes.push(Node { name, kind, outputs });
         Var { node: self.graph.nodes.len() - 1, slot: 0 }
     }

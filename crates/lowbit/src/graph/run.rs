@@ -127,7 +127,7 @@ impl Graph {
     }
 
     /// The last node that reads each node's values; outputs are read at the end.
-    fn last_uses(&self) -> Vec<usize> {
+    pub(super) fn last_uses(&self) -> Vec<usize> {
         let mut last = vec![0; self.nodes.len()];
         for (i, n) in self.nodes.iter().enumerate() {
             if let Kind::Apply { inputs, .. } = &n.kind {

@@ -1,11 +1,13 @@
 //! Arithmetic of two or more operands that broadcast to one shape.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut,
-    arity,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, Routine, View,
+    ViewMut, arity,
 };
 use crate::parallel;
 use crate::tensor::{DType, Tensor};
@@ -188,6 +190,10 @@ impl Op for Arithmetic {
         }
         let wide = if a.dtype().is_integer() { DType::I64 } else { a.dtype() };
         Ok(vec![cast(&self.compute(&cast(a, wide)?, &cast(b, wide)?)?, a.dtype())?])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp(self, at)
     }
 
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {

@@ -1,7 +1,9 @@
 //! Multidirectional broadcasting, as ONNX and NumPy define it.
 
+use super::reduce::{Reduce, Reduction};
 use crate::error::{Result, invalid};
-use crate::op::Dim;
+use crate::op::{Dim, Op};
+use crate::tensor::Tensor;
 
 /// The shape that `a` and `b` broadcast to: aligned at the last dimension, 1
 /// stretches to any size.
@@ -39,6 +41,22 @@ pub fn dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
             _ => Err(invalid!("shapes {a:?} and {b:?} do not broadcast")),
         })
         .collect()
+}
+
+/// `t` summed along the axes that an operand of shape `to` was stretched along:
+/// what becomes of a gradient on the way back through broadcasting.
+///
+/// # Errors
+/// If `to` does not broadcast to the shape of `t`.
+pub fn summed_to(t: Tensor, to: &[usize]) -> Result<Tensor> {
+    if t.shape() == to {
+        return Ok(t);
+    }
+    let lead = t.rank().saturating_sub(to.len());
+    let stretched = |&axis: &usize| axis < lead || to[axis - lead] != t.shape()[axis];
+    let axes: Vec<i64> = (0..t.rank()).filter(stretched).map(|axis| axis as i64).collect();
+    let sums = if axes.is_empty() { vec![t] } else { Reduce::new(Reduction::Sum, &axes).eval(&[&t])? };
+    sums[0].reshaped(to)
 }
 
 /// The formula of the greater of two sizes: `max(..)` of all that either is the
