@@ -355,6 +355,10 @@ impl Op for Variadic {
         let n = cast(&Tensor::scalar(inputs.len() as f64), folded.dtype())?;
         Ok(vec![Arithmetic::Div.compute(&folded, &n)?])
     }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp_of_fold(*self, at)
+    }
 }
 
 /// How the family's ONNX nodes are read.

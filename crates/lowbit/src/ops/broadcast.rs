@@ -1,9 +1,12 @@
 //! Multidirectional broadcasting, as ONNX and NumPy define it.
 
-use super::reduce::{Reduce, Reduction};
+use super::strided::{self, Nest};
+use super::vectorized::vectorized;
 use crate::error::{Result, invalid};
-use crate::op::{Dim, Op};
-use crate::tensor::Tensor;
+use crate::op::Dim;
+use crate::parallel;
+use crate::tensor::buffers::{buffer, recycle};
+use crate::tensor::{Tensor, element_count};
 
 /// The shape that `a` and `b` broadcast to: aligned at the last dimension, 1
 /// stretches to any size.
@@ -43,20 +46,146 @@ pub fn dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
         .collect()
 }
 
-/// `t` summed along the axes that an operand of shape `to` was stretched along:
-/// what becomes of a gradient on the way back through broadcasting.
+/// Elements of a tensor that are worth a task: the same on any number of threads.
+const TASK: usize = 1 << 15;
+
+/// `f` of the elements of f32 tensors that broadcast to `shape`, on all threads.
+/// `f` must be inlined: the loop is compiled for the CPU's vectors.
 ///
 /// # Errors
-/// If `to` does not broadcast to the shape of `t`.
+/// If one is not f32.
+pub(super) fn map<const N: usize>(
+    shape: &[usize],
+    tensors: [&Tensor; N],
+    f: impl Fn([f32; N]) -> f32 + Sync,
+) -> Result<Tensor> {
+    let mut x = [&[][..]; N];
+    for (x, t) in x.iter_mut().zip(tensors) {
+        *x = t.slice::<f32>()?;
+    }
+    let mut y = buffer(element_count(shape)?);
+    if y.is_empty() {
+        return Tensor::new(shape, y);
+    }
+    let strides = tensors.map(|t| strided::broadcast(t.shape(), shape));
+    let nest = Nest::new(shape, strides.each_ref().map(|s| &s[..]));
+    let (n, steps) = nest.inner();
+    let mut starts = vec![];
+    nest.rows([0; N], |at| starts.push(at));
+    // Whole rows, or parts of one.
+    let size = if n > TASK { TASK } else { TASK / n * n };
+    let of_row = n.div_ceil(size);
+    let part = |row: usize, from: usize, y: &mut [f32]| {
+        let at = starts[row];
+        let x: [&[f32]; N] = std::array::from_fn(|k| match steps[k] {
+            0 => &x[k][at[k]..=at[k]],
+            _ => &x[k][at[k] + from..][..y.len()],
+        });
+        each(x, y, &f);
+    };
+    if of_row > 1 {
+        for (row, y) in y.chunks_exact_mut(n).enumerate() {
+            parallel::chunks(y, size, |i, y| part(row, i * size, y));
+        }
+    } else {
+        parallel::chunks(&mut y, size, |i, y| {
+            for (row, y) in y.chunks_exact_mut(n).enumerate() {
+                part(i * (size / n) + row, 0, y);
+            }
+        });
+    }
+    Tensor::new(shape, y)
+}
+
+/// `f` of elements, of which a slice of one stands still.
+fn each<const N: usize>(x: [&[f32]; N], y: &mut [f32], f: &impl Fn([f32; N]) -> f32) {
+    /// Elements taken at a time.
+    const BLOCK: usize = 256;
+    let still: [bool; N] = std::array::from_fn(|k| x[k].len() == 1);
+    let mut same = [[0.0; BLOCK]; N];
+    for k in (0..N).filter(|&k| still[k]) {
+        same[k][..y.len().min(BLOCK)].fill(x[k][0]);
+    }
+    vectorized(
+        #[inline(always)]
+        || {
+            for (i, y) in y.chunks_mut(BLOCK).enumerate() {
+                let x: [&[f32]; N] = std::array::from_fn(|k| match still[k] {
+                    true => &same[k][..y.len()],
+                    false => &x[k][i * BLOCK..][..y.len()],
+                });
+                for (j, y) in y.iter_mut().enumerate() {
+                    *y = f(std::array::from_fn(|k| x[k][j]));
+                }
+            }
+        },
+    );
+}
+
+/// `t` summed along the axes that an operand of shape `to` was stretched along:
+/// what becomes of a gradient on the way back through broadcasting. Summed in f64.
+///
+/// # Errors
+/// If `to` does not broadcast to the shape of `t`, or `t` is not f32.
 pub fn summed_to(t: Tensor, to: &[usize]) -> Result<Tensor> {
     if t.shape() == to {
         return Ok(t);
     }
-    let lead = t.rank().saturating_sub(to.len());
-    let stretched = |&axis: &usize| axis < lead || to[axis - lead] != t.shape()[axis];
-    let axes: Vec<i64> = (0..t.rank()).filter(stretched).map(|axis| axis as i64).collect();
-    let sums = if axes.is_empty() { vec![t] } else { Reduce::new(Reduction::Sum, &axes).eval(&[&t])? };
-    sums[0].reshaped(to)
+    if shape(t.shape(), to)? != t.shape() {
+        return Err(invalid!("a gradient of shape {:?} is not that of shape {to:?}", t.shape()));
+    }
+    if t.len() == element_count(to)? {
+        return t.reshaped(to);
+    }
+    let lead = t.rank() - to.len();
+    let is_summed = |axis: usize| axis < lead || to[axis - lead] != t.shape()[axis];
+    // Dimensions, those side by side that are treated alike taken as one.
+    let mut dims: Vec<(usize, bool)> = vec![];
+    for (axis, &n) in t.shape().iter().enumerate().filter(|(_, n)| **n != 1) {
+        match dims.last_mut() {
+            Some((size, summed)) if *summed == is_summed(axis) => *size *= n,
+            _ => dims.push((n, is_summed(axis))),
+        }
+    }
+    let sizes: Vec<usize> = dims.iter().map(|d| d.0).collect();
+    let strides = strided::contiguous(&sizes);
+    let x = t.slice::<f32>()?;
+    let mut y = buffer(element_count(to)?);
+    let Some(((n, by_row), outer)) = dims.split_last().filter(|_| !y.is_empty()) else {
+        return Tensor::new(to, y);
+    };
+    let offsets = |wanted: bool| {
+        let own = outer.iter().zip(&strides).filter(|((_, summed), _)| *summed == wanted);
+        own.fold(vec![0], |all: Vec<usize>, ((n, _), stride)| {
+            all.iter().flat_map(|at| (0..*n).map(move |j| at + j * *stride as usize)).collect()
+        })
+    };
+    let (starts, firsts) = (offsets(true), offsets(false));
+    if *by_row {
+        let size = parallel::rows_of_a_task(TASK, n * starts.len(), y.len());
+        parallel::chunks(&mut y, size, |i, y| {
+            for (y, first) in y.iter_mut().zip(&firsts[i * size..]) {
+                let rows = starts.iter().map(|at| super::reduce::sum(&x[first + at..][..*n], |x| x));
+                *y = rows.sum::<f64>() as f32;
+            }
+        });
+    } else {
+        /// Columns that are summed together.
+        const COLUMNS: usize = 128;
+        for (y, first) in y.chunks_exact_mut(*n).zip(&firsts) {
+            parallel::chunks(y, COLUMNS, |i, y| {
+                let mut sums = [0f64; COLUMNS];
+                let sums = &mut sums[..y.len()];
+                for at in &starts {
+                    let x = &x[first + at + i * COLUMNS..][..y.len()];
+                    sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x));
+                }
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum as f32);
+            });
+        }
+    }
+    recycle(t);
+    Tensor::new(to, y)
 }
 
 /// The formula of the greater of two sizes: `max(..)` of all that either is the

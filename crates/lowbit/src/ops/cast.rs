@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Fact, Op, ReadOp, Reading, arity};
+use crate::op::{Attribute, Attributes, Fact, Op, ReadOp, Reading, Reverse, arity};
 use crate::tensor::{DType, Tensor};
 
 /// `x` as elements of another type. Floats become integers by dropping the
@@ -74,6 +74,11 @@ impl Op for Cast {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         Ok(vec![cast(inputs[0], self.to)?])
+    }
+
+    /// Rounding to a float type counts as none.
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![at.gradients[0].clone().filter(|_| self.to.is_float())])
     }
 
     fn attributes(&self) -> Attributes {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Fact, Op, Quant, ReadOp, Reading, arity, optional, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Fact, Op, Quant, ReadOp, Reading, Reverse, arity, optional, optional_fact,
+};
 use crate::tensor::{DType, Element, Tensor};
 
+use super::broadcast::{self, summed_to};
 use super::strided::each_storage;
 use super::vectorized::vectorized;
 
@@ -97,6 +100,31 @@ impl Op for Clip {
         })
     }
 
+    /// Of an element outside of the bounds, the gradient is that by the bound.
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, x) = (at.gradient()?, at.inputs[0]);
+        let bound = |held, i, open: f32| self.bound(held, at.inputs, i).map_or(Ok(open), Tensor::item);
+        let (lo, hi) = (bound(&self.min, 1, f32::NEG_INFINITY)?, bound(&self.max, 2, f32::INFINITY)?);
+        let own = |is_own: fn(f32, f32, f32) -> bool| {
+            broadcast::map(
+                g.shape(),
+                [g, x],
+                #[inline(always)]
+                |[g, x]| if is_own(x, lo, hi) { g } else { 0.0 },
+            )
+        };
+        at.each(|i| match i {
+            0 => broadcast::map(
+                g.shape(),
+                [g, x],
+                #[inline(always)]
+                |[g, x]| if x >= lo && x <= hi { g } else { 0.0 },
+            ),
+            1 => summed_to(own(|x, lo, hi| x < lo && lo <= hi)?, &[])?.reshaped(at.inputs[1].shape()),
+            _ => summed_to(own(|x, lo, hi| x.max(lo) > hi)?, &[])?.reshaped(at.inputs[2].shape()),
+        })
+    }
+
     fn attributes(&self) -> Attributes {
         let mut all = vec![];
         if let Some(t) = &self.min {
@@ -162,6 +190,7 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::ops::differences::{Case, check};
 
     fn read(opset: i64, attributes: &[(&str, f32)], bounds: Vec<Option<Tensor>>) -> Arc<dyn Op> {
         let attributes = attributes.iter().map(|&(k, v)| (k.to_string(), Attribute::Float(v))).collect();
@@ -235,5 +264,22 @@ mod tests {
         let two = Clip { min: Some(Tensor::vector(vec![0.0f32, 1.0])), max: None, dynamic: false };
         assert!(two.infer(&[&Fact::new(DType::F32, [2])]).is_err());
         assert!(Clip::default().infer(&[&Fact::new(DType::Bool, [2])]).is_err());
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let dynamic = || Clip { dynamic: true, ..Clip::default() };
+        let bound = |x: f32| Tensor::scalar(x);
+        let absent = Tensor::vector(Vec::<f32>::new());
+        let case = |op: Clip| Case::new(op, &[&[3, 41]]).map(|x| (20.0 * x).floor() / 5.0 + 0.1);
+        check([
+            case(Clip::new(0.0, 2.0)),
+            case(Clip::new(f32::NEG_INFINITY, 2.0)),
+            case(Clip::default()),
+            case(dynamic()).and(bound(-1.0)).and(bound(1.0)),
+            case(dynamic()).and(Tensor::vector(vec![-1f32])),
+            case(dynamic()).and(absent).and(bound(1.0)),
+            case(dynamic()).and(bound(1.0)).and(bound(-1.0)),
+        ]);
     }
 }

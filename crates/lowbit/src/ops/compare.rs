@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Dim, Fact, Op, ReadOp, arity};
+use crate::op::{Dim, Fact, Op, ReadOp, Reverse, arity};
 use crate::tensor::{DType, Tensor};
 
 use super::binary::zip_sizes;
 use super::broadcast;
+use super::cast::cast;
 use super::strided::{each_storage, stretched, zip};
 
 /// A comparison of two operands of one type; false where one is NaN.
@@ -164,6 +165,20 @@ impl Op for Where {
             Ok(vec![Tensor::coded(x.dtype(), &shape, z)?])
         })
     }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, c) = (at.gradient()?, &cast(at.inputs[0], DType::F32)?);
+        at.each(|i| {
+            let chosen = if i == 1 { 1.0 } else { 0.0 };
+            let own = broadcast::map(
+                g.shape(),
+                [g, c],
+                #[inline(always)]
+                |[g, c]| if c == chosen { g } else { 0.0 },
+            );
+            broadcast::summed_to(own?, at.inputs[i].shape())
+        })
+    }
 }
 
 /// The sizes that a known condition selects.
@@ -198,6 +213,7 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::differences::{Case, check};
 
     #[test]
     fn comparisons_and_logic_match_their_definition() {
@@ -244,6 +260,17 @@ mod tests {
         assert_eq!(found.sizes, Some(vec![n.clone(), Dim::Known(4)]));
         let never = Comparison::Equal.infer(&[&sizes(&[n]), &sizes(&[Dim::integer(-1)])]).unwrap().remove(0);
         assert_eq!(never.sizes, Some(vec![Dim::Known(0)]));
+    }
+
+    #[test]
+    fn gradients_of_where_are_those_of_differences() {
+        let shapes: [[&[usize]; 3]; 3] =
+            [[&[6], &[6], &[6]], [&[2, 1, 4], &[5, 1], &[]], [&[], &[3], &[2, 3]]];
+        check(shapes.map(|[c, x, y]| {
+            let n = c.iter().product::<usize>();
+            let c = Tensor::new(c, (0..n).map(|i| i % 3 != 1).collect()).unwrap();
+            Case::new(Where, &[x, y]).first(c)
+        }));
     }
 
     #[test]

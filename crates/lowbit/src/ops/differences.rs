@@ -40,6 +40,31 @@ impl Case {
         self
     }
 
+    /// The same with one more operand, before the others.
+    pub fn first(mut self, t: Tensor) -> Case {
+        self.inputs.insert(0, t);
+        self
+    }
+
+    /// The same with values of which no two, of all operands, are closer than
+    /// `least`.
+    pub fn apart(mut self, least: f32) -> Case {
+        let floats = |t: &Tensor| t.slice::<f32>().map(<[f32]>::to_vec).unwrap_or_default();
+        let all: Vec<f32> = self.inputs.iter().flat_map(floats).collect();
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by(|&i, &j| all[i].total_cmp(&all[j]));
+        let mut places = vec![0.0; all.len()];
+        for (place, i) in order.into_iter().enumerate() {
+            places[i] = (place as f32 - all.len() as f32 / 2.0) * least;
+        }
+        let mut rest = places.as_slice();
+        for t in self.inputs.iter_mut().filter(|t| t.slice::<f32>().is_ok()) {
+            let (own, others) = rest.split_at(t.len());
+            (*t, rest) = (Tensor::new(t.shape(), own.to_vec()).unwrap(), others);
+        }
+        self
+    }
+
     /// The same with other values.
     pub fn map(mut self, f: impl Fn(f32) -> f32) -> Case {
         for t in &mut self.inputs {

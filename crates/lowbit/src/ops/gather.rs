@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reverse, arity};
+use crate::parallel;
 use crate::tensor::{DType, Tensor, element_count};
 
 use super::axis;
@@ -81,6 +82,24 @@ impl Op for Gather {
         })
     }
 
+    /// The slices are added up where they come from, in order.
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, shape) = (at.gradient()?.slice::<f32>()?, at.inputs[0].shape());
+        let axis = axis::one(self.axis, shape.len())?;
+        let n = shape[axis];
+        let positions: Vec<usize> =
+            at.inputs[1].integers()?.into_iter().map(|i| position(i, n)).collect::<Result<_>>()?;
+        let inner: usize = shape[axis + 1..].iter().product();
+        let mut by = vec![0f32; element_count(shape)?];
+        parallel::chunks(&mut by, n * inner, |o, by| {
+            let slices = g[o * positions.len() * inner..].chunks_exact(inner.max(1));
+            for (p, g) in positions.iter().zip(slices) {
+                by[p * inner..][..inner].iter_mut().zip(g).for_each(|(by, g)| *by += g);
+            }
+        });
+        Ok(vec![Some(Tensor::new(shape, by)?), None])
+    }
+
     fn attributes(&self) -> Attributes {
         vec![("axis", Attribute::Int(self.axis))]
     }
@@ -88,6 +107,40 @@ impl Op for Gather {
     fn quant(&self) -> Quant {
         Quant::Share
     }
+}
+
+/// For each index, in order, the element of a tensor of this shape that
+/// [`GatherElements`] takes.
+fn sources(from: &[usize], indices: &Tensor, axis: usize) -> Result<Vec<usize>> {
+    let (shape, strides) = (indices.shape(), contiguous(from));
+    let mut index = vec![0; shape.len()];
+    let mut sources = Vec::with_capacity(indices.len());
+    for i in indices.integers()? {
+        let others = index.iter().zip(&strides).enumerate().filter(|(k, _)| *k != axis);
+        let base: usize = others.map(|(_, (i, s))| i * *s as usize).sum();
+        sources.push(base + position(i, from[axis])? * strides[axis] as usize);
+        for k in (0..shape.len()).rev() {
+            index[k] += 1;
+            if index[k] < shape[k] {
+                break;
+            }
+            index[k] = 0;
+        }
+    }
+    Ok(sources)
+}
+
+/// The f32 elements of `t` added up where [`GatherElements`] takes them from, in a
+/// tensor of shape `to`.
+///
+/// # Errors
+/// If an index is out of range, or `t` is not f32.
+pub(super) fn added_up(t: &Tensor, indices: &Tensor, axis: usize, to: &[usize]) -> Result<Tensor> {
+    let mut sums = vec![0f32; element_count(to)?];
+    for (x, at) in t.slice::<f32>()?.iter().zip(sources(to, indices, axis)?) {
+        sums[at] += x;
+    }
+    Tensor::new(to, sums)
 }
 
 impl Op for GatherElements {
@@ -114,25 +167,16 @@ impl Op for GatherElements {
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let shape = super::symbolic::output_shape(self, inputs, 0)?;
         let (x, at) = (inputs[0], axis::one(self.axis, inputs[0].rank())?);
-        let (n, strides) = (x.shape()[at], contiguous(x.shape()));
-        let mut index = vec![0; shape.len()];
-        let mut sources = Vec::with_capacity(element_count(&shape)?);
-        for i in inputs[1].integers()? {
-            let others = index.iter().zip(&strides).enumerate().filter(|(k, _)| *k != at);
-            let base: usize = others.map(|(_, (i, s))| i * *s as usize).sum();
-            sources.push(base + position(i, n)? * strides[at] as usize);
-            for k in (0..shape.len()).rev() {
-                index[k] += 1;
-                if index[k] < shape[k] {
-                    break;
-                }
-                index[k] = 0;
-            }
-        }
+        let sources = sources(x.shape(), inputs[1], at)?;
         each_storage!(x.dtype(), T => {
             let data = x.slice::<T>()?;
             Ok(vec![Tensor::coded(x.dtype(), &shape, sources.iter().map(|&i| data[i]).collect())?])
         })
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let axis = axis::one(self.axis, at.inputs[0].rank())?;
+        Ok(vec![Some(added_up(at.gradient()?, at.inputs[1], axis, at.inputs[0].shape())?), None])
     }
 
     fn attributes(&self) -> Attributes {
@@ -153,6 +197,7 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::differences::{Case, check};
 
     #[test]
     fn elements_are_selected() {
@@ -172,6 +217,19 @@ mod tests {
             let expected = Tensor::new(shape, expected.to_vec()).unwrap();
             assert_eq!(op.eval(&[&x, &indices]).unwrap(), [expected], "{op:?}");
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let i = |shape: &[usize], x: &[i64]| Tensor::new(shape, x.to_vec()).unwrap();
+        check([
+            Case::new(Gather { axis: 0 }, &[&[5, 3]]).and(i(&[2, 3], &[4, 0, 4, -1, 2, 4])),
+            Case::new(Gather { axis: 1 }, &[&[2, 3]]).and(i(&[], &[-2])),
+            Case::new(Gather { axis: 1 }, &[&[2, 3, 4]]).and(i(&[4], &[2, 2, 1, 2])),
+            Case::new(Gather { axis: 0 }, &[&[2, 3]]).and(i(&[0], &[])),
+            Case::new(GatherElements { axis: 1 }, &[&[2, 3]]).and(i(&[2, 4], &[0, -1, 2, 2, 1, 1, 1, 0])),
+            Case::new(GatherElements { axis: 0 }, &[&[3, 2, 2]]).and(i(&[2, 1, 2], &[2, 0, 2, 1])),
+        ]);
     }
 
     #[test]

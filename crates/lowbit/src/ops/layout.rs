@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, arity,
+    optional_fact,
 };
 use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Element, Tensor, element_count};
 
 use super::axis;
-use super::strided::{Moved, contiguous, each_storage, permuted, view};
+use super::broadcast::summed_to;
+use super::strided::{Moved, contiguous, each_storage, permuted, permuted_back, view};
 use super::symbolic::{self, facts, output_shape};
 
 /// The dimensions in another order; reversed if none is given.
@@ -63,6 +65,11 @@ impl Op for Transpose {
     fn attributes(&self) -> Attributes {
         let perm = self.perm.iter();
         perm.map(|p| ("perm", Attribute::Ints(p.iter().map(|&p| p as i64).collect()))).collect()
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let g = at.gradient()?;
+        Ok(vec![Some(permuted_back(g, &self.perm(g.rank())?)?)])
     }
 
     fn quant(&self) -> Quant {
@@ -127,6 +134,16 @@ impl Op for Concat {
 
     fn attributes(&self) -> Attributes {
         vec![("axis", Attribute::Int(self.axis))]
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let g = at.gradient()?;
+        let axis = axis::one(self.axis, g.rank())?;
+        let strides = contiguous(g.shape());
+        at.each(|i| {
+            let before: usize = at.inputs[..i].iter().map(|t| t.shape()[axis]).sum();
+            view(g, at.inputs[i].shape(), &strides, before * strides[axis] as usize)
+        })
     }
 
     fn quant(&self) -> Quant {
@@ -267,6 +284,16 @@ impl Op for Split {
         (all, vec![])
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let part = |(y, g): (&&Tensor, &Option<Tensor>)| match g {
+            Some(g) => Ok(g.clone()),
+            None => Tensor::full(y.shape(), 0f32),
+        };
+        let parts: Vec<Tensor> = at.outputs.iter().zip(at.gradients).map(part).collect::<Result<_>>()?;
+        let joined = Concat { axis: self.axis }.eval(&parts.iter().collect::<Vec<_>>())?;
+        Ok(joined.into_iter().map(Some).chain(at.inputs[1..].iter().map(|_| None)).collect())
+    }
+
     fn quant(&self) -> Quant {
         Quant::Share
     }
@@ -301,6 +328,16 @@ impl Op for Tile {
             strides.extend([0, s]);
         }
         Ok(vec![view(x, &pairs, &strides, 0)?.reshaped(&shape)?])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, x) = (at.gradient()?, at.inputs[0]);
+        let (mut pairs, mut single) = (vec![], vec![]);
+        for (r, &n) in at.inputs[1].integers()?.into_iter().zip(x.shape()) {
+            pairs.extend([r as usize, n]);
+            single.extend([1, n]);
+        }
+        Ok(vec![Some(summed_to(g.reshaped(&pairs)?, &single)?.reshaped(x.shape())?), None])
     }
 
     fn quant(&self) -> Quant {
@@ -376,6 +413,13 @@ impl Op for DepthToSpace {
         vec![("blocksize", Attribute::Int(self.block as i64)), ("mode", Attribute::Text(mode.into()))]
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, x, b) = (at.gradient()?, at.inputs[0].shape(), self.block);
+        let (n, c, h, w) = (x[0], g.shape()[1], x[2], x[3]);
+        let perm = if self.channel_first { [0, 1, 4, 2, 5, 3] } else { [0, 3, 4, 1, 5, 2] };
+        Ok(vec![Some(permuted_back(&g.reshaped(&[n, c, h, b, w, b])?, &perm)?.reshaped(x)?)])
+    }
+
     fn quant(&self) -> Quant {
         Quant::Share
     }
@@ -402,6 +446,12 @@ impl Op for SpaceToDepth {
 
     fn attributes(&self) -> Attributes {
         vec![("blocksize", Attribute::Int(self.block as i64))]
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, x, b) = (at.gradient()?, at.inputs[0].shape(), self.block);
+        let blocks = g.reshaped(&[x[0], b, b, x[1], x[2] / b, x[3] / b])?;
+        Ok(vec![Some(permuted_back(&blocks, &[0, 3, 5, 1, 2, 4])?.reshaped(x)?)])
     }
 
     fn quant(&self) -> Quant {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut,
-    arity,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, Routine, View,
+    ViewMut, arity,
 };
+use crate::parallel;
 use crate::tensor::{Element, Tensor, element_count};
 
 use super::axis;
@@ -159,6 +160,27 @@ impl Op for Pad {
         })
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, shape) = (at.gradient()?, at.inputs[0].shape());
+        let pads = self.of_rank(shape.len())?;
+        let mut by = vec![0f32; element_count(shape)?];
+        if g.is_empty() || by.is_empty() {
+            return Ok(vec![Some(Tensor::new(shape, by)?)]);
+        }
+        // Dimensions before the first that changes are tasks of their own.
+        let outer = pads.iter().take_while(|p| **p == (0, 0)).count();
+        let sources: Vec<Vec<Option<usize>>> = (outer..shape.len())
+            .map(|i| self.sources(shape[i], pads[i].0, g.shape()[i]))
+            .collect::<Result<_>>()?;
+        let strides = contiguous(shape);
+        let [of_g, of_x] = [g.shape(), shape].map(|s| s[outer..].iter().product::<usize>());
+        let g = g.slice::<f32>()?;
+        parallel::chunks(&mut by, of_x, |i, by| {
+            add_back(&g[i * of_g..][..of_g], &strides[outer..], &sources, by);
+        });
+        Ok(vec![Some(Tensor::new(shape, by)?)])
+    }
+
     fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
         let x = operands[0];
         let pads = self.of_rank(x.shape.len())?;
@@ -269,13 +291,51 @@ fn pick<T: Element>(x: &[T], strides: &[isize], sources: &[Vec<Option<usize>>], 
     }
 }
 
+/// Adds the elements of `g` to those of `x` that [`pick`] takes for them.
+fn add_back(g: &[f32], strides: &[isize], sources: &[Vec<Option<usize>>], x: &mut [f32]) {
+    let ([source, inner @ ..], [stride, inner_strides @ ..]) = (sources, strides) else {
+        x.iter_mut().zip(g).for_each(|(x, g)| *x += g);
+        return;
+    };
+    if inner.is_empty() {
+        for (g, at) in g.iter().zip(source) {
+            if let Some(at) = at {
+                x[*at] += g;
+            }
+        }
+        return;
+    }
+    for (g, at) in g.chunks_exact(g.len() / source.len()).zip(source) {
+        if let Some(at) = at {
+            add_back(g, inner_strides, inner, &mut x[at * *stride as usize..]);
+        }
+    }
+}
+
 /// How the family's ONNX nodes are read.
 pub(super) const READERS: &[(&str, ReadOp)] = &[("Pad", Pad::read)];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::differences::{Case, check};
     use crate::tensor::DType;
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let nine = || Fill::Constant(Some(Tensor::scalar(9f32)));
+        let cases = [nine(), Fill::Reflect, Fill::Edge].into_iter().flat_map(|fill| {
+            [
+                Case::new(pad(&[2, 1], fill.clone()), &[&[5]]),
+                Case::new(pad(&[7, 9], fill.clone()), &[&[3]]),
+                Case::new(pad(&[-1, 2, 1, -2], fill.clone()), &[&[3, 4]]),
+                Case::new(pad(&[0, 0, 1, 2, 0, 0, 3, 0], fill.clone()), &[&[2, 3, 4, 5]]),
+                Case::new(pad(&[0, 1, 0, 0, 1, 0], fill.clone()), &[&[2, 3, 4]]),
+                Case::new(pad(&[0, 0], fill), &[&[4]]),
+            ]
+        });
+        check(cases);
+    }
 
     fn pad(pads: &[i64], fill: Fill) -> Pad {
         Pad { pads: pads.to_vec(), axes: None, fill }

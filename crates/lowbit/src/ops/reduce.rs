@@ -1,9 +1,11 @@
 //! Many elements to one, along some axes.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, Reverse, arity};
 use crate::tensor::{DType, Element, Tensor, element_count};
 
 use super::axis;
@@ -138,6 +140,13 @@ impl Op for Reduce {
             }
         };
         Ok(vec![y])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let shape = at.inputs[0].shape();
+        let kept = self.mask(shape.len())?.into_iter().zip(shape);
+        let kept: Vec<usize> = kept.map(|(gone, n)| if gone { 1 } else { *n }).collect();
+        gradient::vjp(self.to, &kept, at)
     }
 
     fn attributes(&self) -> Attributes {

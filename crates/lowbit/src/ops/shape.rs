@@ -4,12 +4,18 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, arity,
+    optional_fact,
 };
 use crate::tensor::{DType, Tensor};
 
 use super::symbolic::{self, output_shape};
 use super::{axis, broadcast, strided};
+
+/// The gradient by operand 0 of an operator that gives it another shape.
+fn reshaped_back(at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+    at.each(|_| at.gradient()?.reshaped(at.inputs[0].shape()))
+}
 
 /// Input 0 with the shape that input 1 lists: 0 keeps the input's size, and
 /// one -1 becomes whatever keeps the number of elements.
@@ -70,6 +76,10 @@ impl Op for Reshape {
         Ok(Prepared::Alias)
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        reshaped_back(at)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![inputs[0].reshaped(&output_shape(self, inputs, 0)?)?])
     }
@@ -106,6 +116,10 @@ impl Op for Flatten {
 
     fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
         Ok(Prepared::Alias)
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        reshaped_back(at)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -151,6 +165,10 @@ impl Op for Squeeze {
         Ok(Prepared::Alias)
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        reshaped_back(at)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![inputs[0].reshaped(&output_shape(self, inputs, 0)?)?])
     }
@@ -182,6 +200,10 @@ impl Op for Unsqueeze {
 
     fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
         Ok(Prepared::Alias)
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        reshaped_back(at)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -225,6 +247,10 @@ impl Op for Expand {
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         Ok(vec![strided::stretched(inputs[0], &output_shape(self, inputs, 0)?)?])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        at.each(|_| broadcast::summed_to(at.gradient()?.clone(), at.inputs[0].shape()))
     }
 
     fn quant(&self) -> Quant {
@@ -317,6 +343,10 @@ impl Op for Identity {
         Ok(Prepared::Alias)
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        reshaped_back(at)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         Ok(vec![inputs[0].clone()])
@@ -389,6 +419,7 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
 mod tests {
     use super::*;
     use crate::graph::Builder;
+    use crate::ops::differences::{Case, check};
 
     fn dims(s: &str) -> Vec<Dim> {
         s.split_whitespace().map(|d| d.parse().map_or_else(|_| Dim::Named(d.into()), Dim::integer)).collect()
@@ -526,5 +557,22 @@ mod tests {
         let g = b.finish([("y".to_string(), y)]).unwrap();
         let out = g.run(&[Tensor::full(&[3, 2, 256], 1.0f32).unwrap()]).unwrap();
         assert_eq!(out[0].shape(), [3, 512]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let list = |x: &[i64]| Tensor::vector(x.to_vec());
+        check([
+            Case::new(Reshape::default(), &[&[2, 3, 4]]).and(list(&[4, -1])),
+            Case::new(Flatten { axis: 1 }, &[&[2, 3, 4]]),
+            Case::new(Squeeze, &[&[2, 1, 3, 1]]),
+            Case::new(Squeeze, &[&[2, 1, 3, 1]]).and(list(&[1])),
+            Case::new(Unsqueeze, &[&[2, 3]]).and(list(&[0, -1])),
+            Case::new(Identity, &[&[5]]),
+            Case::new(Expand, &[&[3, 1]]).and(list(&[2, 1, 4])),
+            Case::new(Expand, &[&[1, 3]]).and(list(&[5, 3])),
+            Case::new(Expand, &[&[2, 1, 3, 1]]).and(list(&[4, 1, 1])),
+            Case::new(Expand, &[&[]]).and(list(&[2, 200])),
+        ]);
     }
 }

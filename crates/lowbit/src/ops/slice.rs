@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, arity, optional_fact};
+use crate::op::{Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, arity, optional_fact};
 use crate::tensor::Tensor;
 
 use super::axis;
-use super::strided::{Moved, contiguous, view};
+use super::strided::{Moved, contiguous, placed, view};
 use super::symbolic::{self, facts};
 
 /// Every `step`-th element from `start` to before `end` along some axes.
@@ -119,6 +119,13 @@ impl Op for Slice {
         Ok(vec![view(inputs[0], &shape, &strides, start)?])
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let known = facts(at.inputs);
+        let from = at.inputs[0].shape();
+        let (_, strides, start) = part(from, ranges(&known.iter().collect::<Vec<_>>())?)?;
+        at.each(|_| placed(at.gradient()?, from, &strides, start))
+    }
+
     fn prepare(&self, operands: &[Operand<'_>]) -> Result<Prepared> {
         let Some(constants) = operands[1..].iter().map(|x| x.constant).collect::<Option<Vec<_>>>() else {
             return Ok(Prepared::Eval);
@@ -173,7 +180,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::differences::{Case, check};
     use crate::tensor::DType;
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        // Starts, ends, axes and steps.
+        let cases: [(&[usize], [&[i64]; 4]); 6] = [
+            (&[7], [&[2], &[5], &[0], &[1]]),
+            (&[7], [&[-1], &[-100], &[0], &[-2]]),
+            (&[3, 4, 5], [&[1, 0], &[3, 4], &[0, 2], &[1, 3]]),
+            (&[3, 4], [&[0], &[1], &[1], &[5]]),
+            (&[3, 4], [&[2], &[2], &[1], &[1]]),
+            (&[2, 1, 6], [&[3], &[i64::MAX], &[-1], &[1]]),
+        ];
+        check(cases.map(|(shape, lists)| {
+            lists.iter().fold(Case::new(Slice, &[shape]), |case, x| case.and(list(x)))
+        }));
+    }
 
     fn list(x: &[i64]) -> Tensor {
         Tensor::vector(x.to_vec())

@@ -6,14 +6,17 @@ use lowbit_kernels::{Kernels, exp};
 
 use crate::error::{Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut, arity,
+    Attribute, Attributes, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, Routine, View,
+    ViewMut, arity,
 };
 use crate::parallel;
+use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Tensor};
 
-use super::axis;
 use super::cast::cast;
 use super::strided::permuted;
+use super::vectorized::vectorized;
+use super::{axis, reduce};
 
 /// `exp(x) / sum(exp(x))` along an axis, or the logarithm of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,10 +69,37 @@ fn rows_f64(x: &mut [f64], n: usize, log: bool) {
             row.iter_mut().for_each(|x| *x = *x - top - shift);
         } else {
             row.iter_mut().for_each(|x| *x = libm::exp(*x - top));
-            let total = super::reduce::sum(row, |x| x);
+            let total = reduce::sum(row, |x| x);
             row.iter_mut().for_each(|x| *x /= total);
         }
     }
+}
+
+/// The gradient by the operand of rows of `n` elements, of that by the values `y`.
+fn gradient(g: &[f32], y: &[f32], n: usize, log: bool) -> Vec<f32> {
+    let mut by = buffer(y.len());
+    let n = n.max(1);
+    let size = parallel::rows_of_a_task(TASK, n, y.len() / n) * n;
+    parallel::chunks(&mut by, size, |i, by| {
+        let rows = g[i * size..].chunks_exact(n).zip(y[i * size..].chunks_exact(n));
+        for (by, (g, y)) in by.chunks_exact_mut(n).zip(rows) {
+            vectorized(
+                #[inline(always)]
+                || {
+                    if log {
+                        let total = reduce::sum(g, |g| g) as f32;
+                        by.iter_mut().zip(g).zip(y).for_each(|((by, g), y)| *by = g - exp(*y) * total);
+                    } else {
+                        // The products are held where the result goes.
+                        by.iter_mut().zip(g).zip(y).for_each(|((by, g), y)| *by = g * y);
+                        let total = reduce::sum(by, |x| x) as f32;
+                        by.iter_mut().zip(g).zip(y).for_each(|((by, g), y)| *by = y * (g - total));
+                    }
+                },
+            );
+        }
+    });
+    by
 }
 
 /// [`Softmax`] along the last axis, of `n` elements.
@@ -131,6 +161,17 @@ impl Op for Softmax {
         Ok(vec![permuted(&y, &perm)?])
     }
 
+    /// `y * (g - sum(g * y))`, or `g - exp(y) * sum(g)` of the logarithm.
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (g, y) = (at.gradient()?, at.outputs[0]);
+        let axis = axis::one(self.axis, y.rank())?;
+        let mut perm: Vec<usize> = (0..y.rank()).collect();
+        perm.swap(axis, y.rank() - 1);
+        let (g, y) = (permuted(g, &perm)?, permuted(y, &perm)?);
+        let by = gradient(g.slice()?, y.slice()?, at.inputs[0].shape()[axis], self.log);
+        Ok(vec![Some(permuted(&Tensor::new(y.shape(), by)?, &perm)?)])
+    }
+
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
         let at = axis::one(self.axis, x[0].shape.len())?;
         if self.log || x[0].dtype != DType::F32 || at + 1 != x[0].shape.len() {
@@ -156,6 +197,7 @@ pub(super) const READERS: &[(&str, ReadOp)] =
 mod tests {
     use super::*;
     use crate::op::eval_by_routine;
+    use crate::ops::differences::{Case, check};
 
     fn near(found: &Tensor, expected: &[f64], tolerance: f64) {
         let found = found.to_f32().unwrap();
@@ -196,6 +238,15 @@ mod tests {
             Tensor::new(&[3, 700, 33], (0..3 * 700 * 33).map(|i| (i % 97) as f32 / 9.0).collect()).unwrap();
         let y = Softmax::new(-1).eval(&[&x]).unwrap();
         assert_eq!(eval_by_routine(&Softmax::new(2), &[&x]).unwrap(), y);
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let cases: [(&[usize], i64); 5] =
+            [(&[5], 0), (&[3, 7], -1), (&[3, 7], 0), (&[2, 3, 5], 1), (&[2, 0], 1)];
+        check([false, true].into_iter().flat_map(|log| {
+            cases.map(|(shape, axis)| Case::new(Softmax { axis, log }, &[shape]).map(|x| 2.0 * x))
+        }));
     }
 
     #[test]

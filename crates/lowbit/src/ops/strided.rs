@@ -312,6 +312,37 @@ pub(super) fn permuted(t: &Tensor, perm: &[usize]) -> Result<Tensor> {
     view(t, &shape, &strides, 0)
 }
 
+/// What [`permuted`] by `perm` was given, where `t` is the result.
+///
+/// # Errors
+/// None for a valid permutation.
+pub(super) fn permuted_back(t: &Tensor, perm: &[usize]) -> Result<Tensor> {
+    let mut back = vec![0; perm.len()];
+    perm.iter().enumerate().for_each(|(i, &p)| back[p] = i);
+    permuted(t, &back)
+}
+
+/// The tensor of `shape` with the elements of the f32 tensor `t` at
+/// `start + i . strides`, positions that differ, and zeros elsewhere: a
+/// gradient's way back through [`view`].
+///
+/// # Errors
+/// If `t` is not f32.
+pub(super) fn placed(t: &Tensor, shape: &[usize], strides: &[isize], start: usize) -> Result<Tensor> {
+    let (x, mut y) = (t.slice::<f32>()?, vec![0f32; element_count(shape)?]);
+    let nest = Nest::new(t.shape(), [&contiguous(t.shape()), strides]);
+    let (n, [_, step]) = nest.inner();
+    nest.rows([0, start as isize], |[from, to]| {
+        let x = &x[from..][..n];
+        if step == 1 {
+            y[to..][..n].copy_from_slice(x);
+        } else {
+            x.iter().enumerate().for_each(|(i, x)| y[(to as isize + i as isize * step) as usize] = *x);
+        }
+    });
+    Tensor::new(shape, y)
+}
+
 /// `t` stretched to `shape`, which it must broadcast to.
 ///
 /// # Errors

@@ -4,12 +4,12 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, Reading, arity};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, Reading, Reverse, arity};
 use crate::tensor::{DType, Element, Tensor};
 
-use super::axis;
 use super::strided::{each_storage, permuted};
 use super::symbolic::{self, output_shape};
+use super::{axis, gather};
 
 /// The `k` greatest (or least) elements along an axis, in order, and their
 /// positions; of equal elements the first come first. `k` is input 1.
@@ -100,6 +100,16 @@ impl Op for TopK {
         })
     }
 
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        let x = at.inputs[0];
+        let axis = axis::one(self.axis, x.rank())?;
+        let indices = match at.outputs.get(1) {
+            Some(&indices) => indices.clone(),
+            None => self.eval(at.inputs)?.remove(1),
+        };
+        Ok(vec![Some(gather::added_up(at.gradient()?, &indices, axis, x.shape())?), None])
+    }
+
     fn attributes(&self) -> Attributes {
         vec![("axis", Attribute::Int(self.axis)), ("largest", Attribute::Int(i64::from(self.largest)))]
     }
@@ -111,6 +121,7 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[("TopK", TopK::read)];
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::differences::{Case, check};
 
     #[test]
     fn the_first_elements_in_order_are_taken() {
@@ -131,6 +142,16 @@ mod tests {
         let x = Tensor::vector(vec![1.0f32, f32::NAN, 2.0]);
         let found = TopK { axis: 0, largest: true }.eval(&[&x, &Tensor::vector(vec![3i64])]).unwrap();
         assert_eq!(found[1], Tensor::vector(vec![1i64, 2, 0]));
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let k = |k: i64| Tensor::vector(vec![k]);
+        check(
+            [(true, -1, 3), (false, 0, 1), (true, 1, 0)].map(|(largest, axis, n)| {
+                Case::new(TopK { axis, largest }, &[&[4, 5]]).apart(0.06).and(k(n))
+            }),
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Functions of one element at a time.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Routine, View, ViewMut, arity,
+    Attribute, Attributes, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, Routine, View,
+    ViewMut, arity,
 };
 use crate::parallel;
 use crate::tensor::{DType, Element, Tensor};
@@ -348,6 +351,10 @@ impl Op for Unary {
             _ => self.of_integers(&x)?,
         };
         Ok(vec![y])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp(*self, at)
     }
 
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::differences::{Case, check};
 use crate::tensor::DType;
 
 fn counted(shape: &[usize]) -> Tensor {
@@ -156,4 +157,38 @@ proptest! {
         let y = run(&SpaceToDepth { block: b }, &[&x]).remove(0);
         prop_assert_eq!(run(&DepthToSpace { block: b, channel_first: false }, &[&y]), [x]);
     }
+}
+
+#[test]
+fn gradients_are_those_of_differences() {
+    let list = |x: &[i64]| Tensor::vector(x.to_vec());
+    let perm = |p: &[usize]| Transpose { perm: Some(p.to_vec()) };
+    let split = |axis, parts, listed| Split { axis, parts, listed };
+    check([
+        Case::new(Transpose::default(), &[&[2, 3, 4]]),
+        Case::new(perm(&[2, 0, 1]), &[&[2, 3, 4]]),
+        Case::new(perm(&[0, 2, 3, 1]), &[&[1, 3, 2, 5]]),
+        Case::new(Concat { axis: 0 }, &[&[2, 3], &[1, 3], &[0, 3]]),
+        Case::new(Concat { axis: -1 }, &[&[2, 3, 1], &[2, 3, 4]]),
+        Case::new(Concat { axis: 1 }, &[&[2, 3, 2]]),
+        Case::new(split(0, 3, false), &[&[7, 2]]),
+        Case::new(split(-1, 2, true), &[&[2, 5]]).and(list(&[1, 4])),
+        Case::new(Tile, &[&[2, 3]]).and(list(&[3, 2])),
+        Case::new(Tile, &[&[2, 1, 3]]).and(list(&[1, 4, 1])),
+        Case::new(Tile, &[&[2]]).and(list(&[0])),
+        Case::new(DepthToSpace { block: 2, channel_first: false }, &[&[2, 8, 3, 1]]),
+        Case::new(DepthToSpace { block: 2, channel_first: true }, &[&[2, 8, 3, 1]]),
+        Case::new(DepthToSpace { block: 3, channel_first: true }, &[&[1, 9, 2, 2]]),
+        Case::new(SpaceToDepth { block: 2 }, &[&[2, 3, 4, 6]]),
+    ]);
+}
+
+#[test]
+fn a_part_of_a_split_that_nothing_reads_has_no_gradient() {
+    let op = Split { axis: 0, parts: 2, listed: false };
+    let x = Tensor::vector(vec![1f32, 2., 3.]);
+    let y = op.eval(&[&x]).unwrap();
+    let gradients = [None, Some(Tensor::vector(vec![5f32]))];
+    let at = Reverse { inputs: &[&x], outputs: &[&y[0], &y[1]], gradients: &gradients, wanted: &[true] };
+    assert_eq!(op.vjp(&at).unwrap(), [Some(Tensor::vector(vec![0f32, 0., 5.]))]);
 }
