@@ -148,7 +148,7 @@ impl Chain {
                 self.apply(Concat { axis: 1 }, &[x, y]);
             }
             Step::Nothing(true) => self.apply(Identity, &[x]),
-            Step::Nothing(false) => self.apply(Dropout, &[x]),
+            Step::Nothing(false) => self.apply(Dropout::new(0.25), &[x]),
             Step::Transpose if image => self.apply(Transpose { perm: Some(vec![0, 1, 3, 2]) }, &[x]),
             Step::Dense { outputs, bias } => {
                 let x = self.flat(x, image, i % 2 == 0);

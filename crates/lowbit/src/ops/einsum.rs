@@ -1,6 +1,7 @@
 //! `Einsum`: sums of products, written as an equation of labelled axes.
 
 mod equation;
+mod gradient;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,7 @@ use super::linear::MatMul;
 use super::strided::{self, permuted};
 use super::{float, reduce, symbolic};
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, ReadOp, Reverse};
 use crate::tensor::{DType, Tensor, element_count};
 
 /// How the family's ONNX nodes are read.
@@ -205,6 +206,10 @@ impl Op for Einsum {
             return Ok(vec![x]);
         }
         Ok(vec![float::write(dtype, x.shape(), x.slice()?.to_vec())?])
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp(self, at).map_err(|e| e.at(format!("equation {:?}", self.text)))
     }
 
     fn attributes(&self) -> Attributes {

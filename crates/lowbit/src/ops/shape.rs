@@ -1,13 +1,17 @@
 //! Shapes: reading them, and giving the same elements another one.
 
+mod dropout;
+
 use std::sync::Arc;
 
-use crate::error::{Error, Result, invalid};
+use crate::error::{Result, invalid};
 use crate::op::{
     Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, Quant, ReadOp, Reading, Reverse, arity,
     optional_fact,
 };
 use crate::tensor::{DType, Tensor};
+
+pub use dropout::Dropout;
 
 use super::symbolic::{self, output_shape};
 use super::{axis, broadcast, strided};
@@ -357,51 +361,6 @@ impl Op for Identity {
     }
 }
 
-/// Dropout at inference: the input, and a mask that keeps every element.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout;
-
-impl Dropout {
-    fn read(a: &mut Reading) -> Result<Arc<dyn Op>> {
-        a.ignore("ratio");
-        a.ignore("seed");
-        if a.is_constant(1) {
-            a.take_constant(1)?;
-        }
-        if let Some(training) = a.take_constant(2)?
-            && training.item::<bool>()?
-        {
-            return Err(Error::unsupported("Dropout", "training_mode"));
-        }
-        Ok(Arc::new(Dropout))
-    }
-}
-
-impl Op for Dropout {
-    fn name(&self) -> &'static str {
-        "Dropout"
-    }
-
-    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(inputs, 1, 2)?;
-        let x = inputs[0];
-        Ok(vec![x.clone(), Fact { dtype: DType::Bool, shape: x.shape.clone(), sizes: None }])
-    }
-
-    fn prepare(&self, _operands: &[Operand<'_>]) -> Result<Prepared> {
-        Ok(Prepared::Alias)
-    }
-
-    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        arity(inputs, 1, 2)?;
-        Ok(vec![inputs[0].clone(), Tensor::full(inputs[0].shape(), true)?])
-    }
-
-    fn quant(&self) -> Quant {
-        Quant::Share
-    }
-}
-
 /// How the family's ONNX nodes are read.
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("Reshape", |a| Ok(Arc::new(Reshape { allowzero: a.flag("allowzero", false)? }))),
@@ -506,7 +465,6 @@ mod tests {
         let scalar = Reshape::default().eval(&[&Tensor::vector(vec![7i32]), &i(&[])]).unwrap();
         assert_eq!(scalar, [Tensor::scalar(7i32)]);
         assert_eq!(Size.eval(&[&x]).unwrap(), [Tensor::scalar(4i64)]);
-        assert_eq!(Dropout.eval(&[&x]).unwrap()[1], Tensor::full(&[2, 1, 2], true).unwrap());
     }
 
     #[test]
