@@ -269,7 +269,7 @@ mod tests {
         check(shapes.map(|[c, x, y]| {
             let n = c.iter().product::<usize>();
             let c = Tensor::new(c, (0..n).map(|i| i % 3 != 1).collect()).unwrap();
-            Case::new(Where, &[x, y]).first(c)
+            Case::new(Where, &[x, y]).insert(0, c)
         }));
     }
 

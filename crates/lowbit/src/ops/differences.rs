@@ -40,9 +40,9 @@ impl Case {
         self
     }
 
-    /// The same with one more operand, before the others.
-    pub fn first(mut self, t: Tensor) -> Case {
-        self.inputs.insert(0, t);
+    /// The same with one more operand, as operand `at`.
+    pub fn insert(mut self, at: usize, t: Tensor) -> Case {
+        self.inputs.insert(at, t);
         self
     }
 

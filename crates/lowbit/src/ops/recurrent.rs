@@ -8,6 +8,7 @@
 mod activation;
 mod coded;
 mod dynamic;
+mod gradient;
 mod layer;
 mod matrix;
 mod quantized;
@@ -23,7 +24,7 @@ use self::matrix::{Input, Packed, PackedValues, Step};
 use super::{float, symbolic};
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional, optional_fact,
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, Reverse, arity, optional, optional_fact,
 };
 use crate::ops::strided::permuted;
 use crate::tensor::buffers::buffer;
@@ -438,6 +439,10 @@ impl Op for Recurrent {
         self.infer(&symbolic::facts(inputs).iter().collect::<Vec<_>>())?;
         let weights = [Some(inputs[1]), Some(inputs[2]), optional(inputs, 3), optional(inputs, 7)];
         self.run(&self.pack(weights)?, inputs[0], [4, 5, 6].map(|i| optional(inputs, i)))
+    }
+
+    fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp(self, at)
     }
 
     fn quant(&self) -> Quant {

@@ -152,6 +152,28 @@ impl Activation {
             Activation::Softplus => each(x, |x| x.max(0.0) + libm::log1pf(exp(-x.abs()))),
         }
     }
+
+    /// Multiplies gradients `g` by the derivatives at `x`, where the values are `y`.
+    pub(super) fn times_slope(self, g: &mut [f32], x: &[f32], y: &[f32]) {
+        match self {
+            Activation::Relu => scale(g, x, |x| if x > 0.0 { 1.0 } else { 0.0 }),
+            Activation::Tanh => scale(g, y, |y| 1.0 - y * y),
+            Activation::Sigmoid => scale(g, y, |y| y * (1.0 - y)),
+            Activation::Affine { alpha, .. } => scale(g, x, |_| alpha),
+            Activation::LeakyRelu { alpha } => scale(g, x, |x| if x > 0.0 { 1.0 } else { alpha }),
+            Activation::ThresholdedRelu { alpha } => scale(g, x, |x| if x < alpha { 0.0 } else { 1.0 }),
+            Activation::ScaledTanh { alpha, beta } => scale(g, x, |x| {
+                let t = tanh(beta * x);
+                alpha * beta * (1.0 - t * t)
+            }),
+            Activation::HardSigmoid { alpha, .. } => {
+                scale(g, y, |y| if y > 0.0 && y < 1.0 { alpha } else { 0.0 });
+            }
+            Activation::Elu { alpha } => scale(g, x, |x| if x > 0.0 { 1.0 } else { alpha * exp(x) }),
+            Activation::Softsign => scale(g, x, |x| 1.0 / ((1.0 + x.abs()) * (1.0 + x.abs()))),
+            Activation::Softplus => scale(g, x, sigmoid),
+        }
+    }
 }
 
 #[inline(always)]
@@ -159,5 +181,14 @@ fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
     vectorized(
         #[inline(always)]
         || x.iter_mut().for_each(|x| *x = f(*x)),
+    );
+}
+
+/// `g *= slope(x)`.
+#[inline(always)]
+fn scale(g: &mut [f32], x: &[f32], slope: impl Fn(f32) -> f32) {
+    vectorized(
+        #[inline(always)]
+        || g.iter_mut().zip(x).for_each(|(g, x)| *g *= slope(*x)),
     );
 }
