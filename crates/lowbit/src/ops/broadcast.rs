@@ -99,27 +99,44 @@ pub(super) fn map<const N: usize>(
 
 /// `f` of elements, of which a slice of one stands still.
 fn each<const N: usize>(x: [&[f32]; N], y: &mut [f32], f: &impl Fn([f32; N]) -> f32) {
-    /// Elements taken at a time.
-    const BLOCK: usize = 256;
-    let still: [bool; N] = std::array::from_fn(|k| x[k].len() == 1);
-    let mut same = [[0.0; BLOCK]; N];
-    for k in (0..N).filter(|&k| still[k]) {
-        same[k][..y.len().min(BLOCK)].fill(x[k][0]);
-    }
     vectorized(
         #[inline(always)]
         || {
-            for (i, y) in y.chunks_mut(BLOCK).enumerate() {
-                let x: [&[f32]; N] = std::array::from_fn(|k| match still[k] {
-                    true => &same[k][..y.len()],
-                    false => &x[k][i * BLOCK..][..y.len()],
-                });
-                for (j, y) in y.iter_mut().enumerate() {
-                    *y = f(std::array::from_fn(|k| x[k][j]));
-                }
-            }
+            let mut done = blocks::<N, 256>(x, 0, y, f);
+            done += blocks::<N, 16>(x, done, y, f);
+            blocks::<N, 1>(x, done, y, f);
         },
     );
+}
+
+/// [`each`] from `start` on, as far as there are whole blocks, whose loops have a
+/// known length: the number of elements that are done.
+#[inline(always)]
+fn blocks<const N: usize, const BLOCK: usize>(
+    x: [&[f32]; N],
+    start: usize,
+    y: &mut [f32],
+    f: &impl Fn([f32; N]) -> f32,
+) -> usize {
+    let (blocks, _) = y[start..].as_chunks_mut::<BLOCK>();
+    if blocks.is_empty() {
+        return 0;
+    }
+    let mut still = [[0.0; BLOCK]; N];
+    for (still, x) in still.iter_mut().zip(x) {
+        if let [x] = x {
+            still.fill(*x);
+        }
+    }
+    for (i, y) in blocks.iter_mut().enumerate() {
+        let own: [&[f32; BLOCK]; N] = std::array::from_fn(|k| {
+            x[k].get(start + i * BLOCK..).and_then(<[f32]>::first_chunk).unwrap_or(&still[k])
+        });
+        for (j, y) in y.iter_mut().enumerate() {
+            *y = f(own.map(|x| x[j]));
+        }
+    }
+    blocks.len() * BLOCK
 }
 
 /// `t` summed along the axes that an operand of shape `to` was stretched along:
@@ -137,6 +154,9 @@ pub fn summed_to(t: Tensor, to: &[usize]) -> Result<Tensor> {
     if t.len() == element_count(to)? {
         return t.reshaped(to);
     }
+    if t.is_empty() {
+        return Tensor::full(to, 0f32);
+    }
     let lead = t.rank() - to.len();
     let is_summed = |axis: usize| axis < lead || to[axis - lead] != t.shape()[axis];
     // Dimensions, those side by side that are treated alike taken as one.
@@ -151,9 +171,7 @@ pub fn summed_to(t: Tensor, to: &[usize]) -> Result<Tensor> {
     let strides = strided::contiguous(&sizes);
     let x = t.slice::<f32>()?;
     let mut y = buffer(element_count(to)?);
-    let Some(((n, by_row), outer)) = dims.split_last().filter(|_| !y.is_empty()) else {
-        return Tensor::new(to, y);
-    };
+    let Some(((n, by_row), outer)) = dims.split_last() else { return Tensor::new(to, y) };
     let offsets = |wanted: bool| {
         let own = outer.iter().zip(&strides).filter(|((_, summed), _)| *summed == wanted);
         own.fold(vec![0], |all: Vec<usize>, ((n, _), stride)| {
@@ -250,5 +268,54 @@ mod tests {
         ] {
             assert_eq!(greater(a, b), want, "{a} {b}");
         }
+    }
+
+    fn ramp(shape: &[usize], seed: usize) -> Tensor {
+        let n = shape.iter().product::<usize>();
+        let x = (0..n).map(|i| ((i * 7919 + seed) % 1009) as f32 / 64.0 - 7.0);
+        Tensor::new(shape, x.collect()).unwrap()
+    }
+
+    /// Rows of every length, tensors of many tasks, and any number of threads.
+    #[test]
+    fn maps_and_sums_are_those_of_single_elements() {
+        let cases: [(&[usize], &[usize]); 17] = [
+            (&[], &[]),
+            (&[1], &[]),
+            (&[300], &[]),
+            (&[70_001], &[1]),
+            (&[70_001], &[70_001]),
+            (&[3, 40_000], &[3, 1]),
+            (&[300, 129], &[129]),
+            (&[129, 300], &[129, 1]),
+            (&[2, 5, 7, 7], &[5, 1, 1]),
+            (&[2, 5, 7, 7], &[2, 1, 7, 1]),
+            (&[2, 5, 16, 17], &[1, 5, 1, 17]),
+            (&[4, 1, 3], &[1, 1, 3]),
+            (&[2, 3, 1], &[3, 1]),
+            (&[600, 700], &[700]),
+            (&[600, 700], &[600, 1]),
+            (&[0, 3], &[3]),
+            (&[3, 0], &[3, 1]),
+        ];
+        let pools = [1, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+        for (full, part) in cases {
+            let (a, b) = (ramp(full, 0), ramp(part, 5));
+            let at = offsets(part, full);
+            let (x, y) = (a.slice::<f32>().unwrap(), b.slice::<f32>().unwrap());
+            let mapped: Vec<f32> = x.iter().zip(&at).map(|(x, &at)| x * 2.0 - y[at]).collect();
+            let mut sums = vec![0f64; b.len()];
+            x.iter().zip(&at).for_each(|(x, &at)| sums[at] += f64::from(*x));
+            let sums = sums.into_iter().map(|x| x as f32).collect();
+            let expected = [Tensor::new(full, mapped).unwrap(), Tensor::new(part, sums).unwrap()];
+            for pool in &pools {
+                let found = pool.install(|| {
+                    [map(full, [&a, &b], |[a, b]| a * 2.0 - b).unwrap(), summed_to(a.clone(), part).unwrap()]
+                });
+                assert!(found == expected, "{full:?} and {part:?}");
+            }
+        }
+        assert!(summed_to(ramp(&[2, 3], 0), &[2]).is_err());
+        assert!(summed_to(ramp(&[2, 3], 0), &[4, 2, 3]).is_err());
     }
 }

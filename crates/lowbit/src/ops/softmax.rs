@@ -50,14 +50,21 @@ fn softmax(x: &[f32], n: usize, y: &mut [f32]) {
     });
 }
 
-/// The logarithm of the softmax of each row of `n` elements, in place.
-fn log_softmax(x: &mut [f32], n: usize) {
-    for row in x.chunks_exact_mut(n.max(1)) {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f64 = row.iter().map(|&x| f64::from(exp(x - top))).sum();
-        let shift = libm::logf(total as f32);
-        row.iter_mut().for_each(|x| *x = *x - top - shift);
-    }
+/// `y` = the logarithm of the softmax of each row of `n` elements of `x`.
+fn log_softmax(x: &[f32], n: usize, y: &mut [f32]) {
+    let n = n.max(1);
+    let size = parallel::rows_of_a_task(TASK, n, x.len() / n) * n;
+    parallel::chunks(y, size, |i, y| {
+        for (y, x) in y.chunks_exact_mut(n).zip(x[i * size..].chunks_exact(n)) {
+            let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            vectorized(
+                #[inline(always)]
+                || y.iter_mut().zip(x).for_each(|(y, x)| *y = exp(x - top)),
+            );
+            let shift = libm::logf(y.iter().map(|&y| f64::from(y)).sum::<f64>() as f32);
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x - top - shift);
+        }
+    });
 }
 
 fn rows_f64(x: &mut [f64], n: usize, log: bool) {
@@ -145,12 +152,12 @@ impl Op for Softmax {
         let moved = permuted(x, &perm)?;
         let shape = moved.shape().to_vec();
         let y = if x.dtype() == DType::F32 {
-            let mut y = moved.into_vec::<f32>()?;
+            let x = moved.slice::<f32>()?;
+            let mut y = buffer(x.len());
             if self.log {
-                log_softmax(&mut y, n);
+                log_softmax(x, n, &mut y);
             } else {
-                let x = y.clone();
-                softmax(&x, n, &mut y);
+                softmax(x, n, &mut y);
             }
             Tensor::new(&shape, y)?
         } else {
