@@ -137,7 +137,10 @@ impl Chain {
                 let [scale, shift, mean] =
                     ["s", "b", "m"].map(|p| self.numbers(&format!("{p}{i}"), &[channels]));
                 let var = self.b.constant(&format!("var{i}"), Tensor::full(&[channels], 0.5f32).unwrap());
-                self.apply(BatchNormalization { epsilon: 1e-5 }, &[x, scale, shift, mean, var]);
+                self.apply(
+                    BatchNormalization { epsilon: 1e-5, training: None },
+                    &[x, scale, shift, mean, var],
+                );
             }
             Step::MaxPool if image && sizes[1].min(sizes[2]) >= 2 => {
                 let pool = Pool { kernel: vec![2, 2], window: Window::default(), ceil: false };

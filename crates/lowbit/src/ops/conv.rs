@@ -2,6 +2,7 @@
 
 mod columns;
 mod depthwise;
+pub(super) mod gradient;
 mod planes;
 
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::sync::Arc;
 use super::float;
 use super::window::{Axis, Window, three};
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reverse, arity, optional, optional_fact,
+};
 use crate::tensor::buffers::buffer;
 use crate::tensor::{Tensor, element_count};
 
@@ -155,6 +158,10 @@ impl Op for Conv {
         Some(self.convolve(inputs, Bounds { lo, hi }))
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::vjp(self, at)
+    }
+
     fn attributes(&self) -> Attributes {
         attributes(&self.window, self.group, self.kernel.as_deref())
     }
@@ -168,6 +175,7 @@ impl Op for Conv {
         outputs[0].elements().saturating_mul(per_output.product())
     }
 }
+
 /// `group` of a convolution node.
 pub(super) fn read_group(group: Option<i64>) -> Result<usize> {
     let group = group.unwrap_or(1);

@@ -163,7 +163,7 @@ impl Op for ConvTranspose {
         let bias = optional(inputs, 2);
         check_bias(bias.map(Fact::of).as_ref(), g.group * g.in_channels)?;
         let bias = bias.map(float::read).transpose()?;
-        let y = convolve(&float::read(x)?, &float::read(w)?, bias.as_deref(), &g);
+        let y = scatter(&float::read(x)?, &float::read(w)?, bias.as_deref(), &g);
         let mut shape = vec![g.batch, g.group * g.in_channels];
         shape.extend(g.axes[5 - x.rank()..].iter().map(|a| a.input));
         Ok(vec![float::write(x.dtype(), &shape, y)?])
@@ -201,7 +201,7 @@ const BLOCK: usize = 1 << 16;
 
 /// Each output channel is the sum of its windows: what every input cell gives
 /// to every tap is one matrix product, then added where the taps lie.
-fn convolve(x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) -> Vec<f32> {
+pub(super) fn scatter(x: &[f32], w: &[f32], bias: Option<&[f32]>, g: &Geometry) -> Vec<f32> {
     let (cells, positions, taps) = (g.inputs(), g.outputs(), g.taps());
     let (c, m) = (g.out_channels, g.in_channels);
     let mut y = vec![0.0; g.batch * g.group * m * cells];

@@ -1,5 +1,7 @@
 //! Matrix products: `Gemm` and `MatMul`.
 
+mod gradient;
+
 use std::sync::Arc;
 
 use lowbit_kernels::Matrix;
@@ -8,7 +10,9 @@ use rayon::prelude::*;
 use super::product::{Operand, matmul};
 use super::{broadcast, float};
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reverse, arity, optional, optional_fact,
+};
 use crate::tensor::{Tensor, element_count};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
@@ -98,6 +102,10 @@ impl Op for Gemm {
             out.iter_mut().zip(&product).for_each(|(y, x)| *y += self.alpha * x);
         }
         Ok(vec![float::write(inputs[0].dtype(), &shape, out)?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::gemm(self, at)
     }
 
     fn attributes(&self) -> Attributes {
@@ -242,6 +250,10 @@ impl Op for MatMul {
             }
         }
         Ok(vec![float::write(a.dtype(), &shape, out)?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::matmul(at)
     }
 
     fn quant(&self) -> Quant {

@@ -2,6 +2,8 @@
 //!
 //! Moments and distances from the mean are f64; the rest is f32.
 
+mod batch;
+
 use std::sync::Arc;
 
 use lowbit_kernels::Kernels;
@@ -16,16 +18,10 @@ use crate::op::{
 use crate::parallel;
 use crate::tensor::{DType, Tensor};
 
+pub use batch::BatchNormalization;
+
 pub(super) const READERS: &[(&str, ReadOp)] = &[
-    ("BatchNormalization", |r| {
-        if r.outputs() > 1 {
-            return Err(Error::unsupported("BatchNormalization", "training (more than one output)"));
-        }
-        r.only("training_mode", &Attribute::Int(0))?;
-        r.only("spatial", &Attribute::Int(1))?;
-        r.ignore("momentum");
-        Ok(Arc::new(BatchNormalization { epsilon: r.float("epsilon", 1e-5)? }))
-    }),
+    ("BatchNormalization", batch::read),
     ("InstanceNormalization", |r| Ok(Arc::new(InstanceNormalization { epsilon: r.float("epsilon", 1e-5)? }))),
     ("LayerNormalization", |r| {
         if r.outputs() > 1 {
@@ -59,45 +55,6 @@ pub(super) const READERS: &[(&str, ReadOp)] = &[
     }),
 ];
 
-/// ONNX `BatchNormalization` as it is used in inference:
-/// `y = (x - mean) / sqrt(var + epsilon) * gamma + beta` for each channel.
-/// Operands: `x [N, C, ..]`, gamma, beta, mean and var, each `[C]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BatchNormalization {
-    /// Added to the variance.
-    pub epsilon: f32,
-}
-
-impl BatchNormalization {
-    /// The normalization as `y = x * scale + shift`, computed in f64:
-    /// `scale = gamma / sqrt(var + epsilon)`, `shift = beta - mean * scale`.
-    ///
-    /// # Errors
-    /// If the lengths differ.
-    pub fn affine(
-        &self,
-        gamma: &[f32],
-        beta: &[f32],
-        mean: &[f32],
-        var: &[f32],
-    ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let n = gamma.len();
-        if [beta.len(), mean.len(), var.len()] != [n; 3] {
-            return Err(invalid!(
-                "gamma, beta, mean and var have {n}, {}, {} and {} elements; they must be equal",
-                beta.len(),
-                mean.len(),
-                var.len()
-            ));
-        }
-        let channel = |i: usize| {
-            let scale = f64::from(gamma[i]) / (f64::from(var[i]) + f64::from(self.epsilon)).sqrt();
-            (scale as f32, (f64::from(beta[i]) - f64::from(mean[i]) * scale) as f32)
-        };
-        Ok((0..n).map(channel).unzip())
-    }
-}
-
 /// Checks that a parameter has one element for each of `n`.
 fn check_vector(name: &str, p: &Fact, n: &Dim) -> Result<()> {
     match (p.shape.as_slice(), n) {
@@ -118,51 +75,6 @@ fn check_channels(x: &Fact) -> Result<&Dim> {
 fn check(op: &dyn Op, inputs: &[&Tensor]) -> Result<()> {
     let facts: Vec<Fact> = inputs.iter().map(|t| Fact::of(t)).collect();
     op.infer(&facts.iter().collect::<Vec<_>>()).map(|_| ())
-}
-
-/// `y = x * scale[c] + shift[c]` with channels of `cells` cells.
-fn scale_channels(x: &[f32], cells: usize, scale: &[f32], shift: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
-    if y.is_empty() {
-        return y;
-    }
-    let planes = y.par_chunks_exact_mut(cells).zip(x.par_chunks_exact(cells)).enumerate();
-    planes.with_min_len(((1 << 15) / cells).max(1)).for_each(|(i, (y, x))| {
-        let (scale, shift) = (scale[i % scale.len()], shift[i % shift.len()]);
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
-    });
-    y
-}
-
-impl Op for BatchNormalization {
-    fn name(&self) -> &'static str {
-        "BatchNormalization"
-    }
-
-    fn infer(&self, inputs: &[&Fact]) -> Result<Vec<Fact>> {
-        arity(inputs, 5, 5)?;
-        float::common("BatchNormalization", &inputs[..1])?;
-        let channels = check_channels(inputs[0])?;
-        for (name, p) in ["scale", "B", "mean", "var"].into_iter().zip(&inputs[1..]) {
-            float::common("BatchNormalization", &[p])?;
-            check_vector(name, p, channels)?;
-        }
-        Ok(vec![inputs[0].with_shape(inputs[0].shape.clone())])
-    }
-
-    fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-        check(self, inputs)?;
-        let x = inputs[0];
-        let [gamma, beta, mean, var] = [1, 2, 3, 4].map(|i| float::read(inputs[i]));
-        let (scale, shift) = self.affine(&gamma?, &beta?, &mean?, &var?)?;
-        let cells = x.shape()[2..].iter().product();
-        let y = scale_channels(&float::read(x)?, cells, &scale, &shift);
-        Ok(vec![float::write(x.dtype(), x.shape(), y)?])
-    }
-
-    fn attributes(&self) -> Attributes {
-        vec![("epsilon", Attribute::Float(self.epsilon))]
-    }
 }
 
 /// Elements that are worth a task.

@@ -1,5 +1,7 @@
 //! Pooling: the greatest or the mean value of each window, or of each channel.
 
+mod gradient;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use super::float;
 use super::vectorized::vectorized;
 use super::window::{Axis, Padding, Window, three};
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity};
+use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, Reverse, arity};
 use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Element, Tensor, element_count};
 
@@ -127,6 +129,10 @@ impl Op for MaxPool {
         Ok(vec![self.pool.infer(inputs[0])?])
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::max(self, at)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         let x = inputs[0];
@@ -199,6 +205,10 @@ impl Op for AveragePool {
         arity(inputs, 1, 1)?;
         float::common("AveragePool", inputs)?;
         Ok(vec![self.pool.infer(inputs[0])?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::average(self, at)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
@@ -405,6 +415,10 @@ impl Op for GlobalAveragePool {
         Ok(vec![global_dims(inputs[0])?])
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::global(at, gradient::shared)
+    }
+
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         arity(inputs, 1, 1)?;
         let (shape, cells) = global_shape(inputs[0])?;
@@ -433,6 +447,10 @@ impl Op for GlobalMaxPool {
         arity(inputs, 1, 1)?;
         check_comparable("GlobalMaxPool", inputs[0])?;
         Ok(vec![global_dims(inputs[0])?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::global(at, gradient::to_greatest)
     }
 
     fn eval(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {

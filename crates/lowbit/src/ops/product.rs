@@ -6,6 +6,8 @@ use std::ops::Range;
 use lowbit_kernels::{Kernels, Matrix, MatrixMut, Panels, Product, Right, Start};
 use rayon::prelude::*;
 
+use crate::tensor::buffers::buffer;
+
 /// Elements of the panels of one part: less than half of a typical
 /// second-level cache.
 const PANELS: usize = 96 << 10;
@@ -126,6 +128,19 @@ pub(crate) fn matmul(a: Matrix, b: Operand, accumulate: bool, out: &mut [f32], p
             }
         }
     });
+}
+
+/// The columns of a matrix, one after the other.
+pub(crate) fn transposed(x: Matrix) -> Vec<f32> {
+    /// Columns that are written at once.
+    const COLS: usize = 64;
+    let [rows, cols] = x.size();
+    let mut out = buffer(rows * cols);
+    crate::parallel::chunks(&mut out, COLS * rows, |i, out| {
+        let cols = COLS.min(cols - i * COLS);
+        Kernels::best().transpose(x.cols(i * COLS, cols), rows, out);
+    });
+    out
 }
 
 thread_local! {

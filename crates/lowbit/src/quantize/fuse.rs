@@ -62,7 +62,7 @@ pub(crate) fn fuse_outside(graph: &Graph) -> Result<Graph> {
 fn affine(b: &Builder, node: &Node, inputs: &[Var]) -> Result<Option<Affine>> {
     let Kind::Apply { op, .. } = &node.kind else { return Ok(None) };
     let graph = b.so_far();
-    if let Some(bn) = op.is::<BatchNormalization>() {
+    if let Some(bn) = op.is::<BatchNormalization>().filter(|bn| bn.training.is_none()) {
         let Some(p) = inputs[1..].iter().map(|v| graph.constant(*v)).collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };

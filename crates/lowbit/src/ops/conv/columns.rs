@@ -142,11 +142,18 @@ impl Image<'_> {
 
 /// Whether the columns are the input itself: one tap, every cell, no padding.
 fn is_plain(axes: &[Axis; 3]) -> bool {
-    axes.iter().all(|a| (a.kernel, a.stride, a.before, a.after) == (1, 1, 0, 0))
+    axes.iter().all(|a| (a.kernel, a.stride, a.before, a.output) == (1, 1, 0, a.input))
 }
 
 /// What each channel and tap reads for the `cols` outputs from `start`.
-fn look_up(x: &[f32], axes: &[Axis; 3], taps: usize, start: usize, columns: &mut [f32], cols: usize) {
+pub(super) fn look_up(
+    x: &[f32],
+    axes: &[Axis; 3],
+    taps: usize,
+    start: usize,
+    columns: &mut [f32],
+    cols: usize,
+) {
     let [depth, height, width] = axes;
     for (row, columns) in columns.chunks_exact_mut(cols).enumerate() {
         let (c, t) = (row / taps, row % taps);

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::op::Reading;
 use crate::ops::conv::tests::{assert_close, random};
+use crate::ops::differences::{self, Case};
 use crate::tensor::DType;
 
 /// Means, variances and what follows, directly: `group(i)` tells which cells
@@ -75,7 +76,7 @@ fn batch_normalization_equals_its_formula() {
     let x = random(&[2, 4, 7], 1);
     let [gamma, beta, mean] = [2, 3, 4].map(|seed| random(&[4], seed));
     let var = Tensor::vector(vec![0.5f32, 1.0, 2.0, 0.0]);
-    let op = BatchNormalization { epsilon: 0.25 };
+    let op = BatchNormalization { epsilon: 0.25, training: None };
     let at = |t: &Tensor, c: usize| t.slice::<f32>().unwrap()[c];
     let want: Vec<f32> = (0..56)
         .map(|i| {
@@ -87,6 +88,44 @@ fn batch_normalization_equals_its_formula() {
     let (scale, shift) = op.affine(&[3.0], &[1.0], &[2.0], &[3.75]).unwrap();
     assert_eq!((scale, shift), (vec![1.5], vec![-2.0]));
     assert!(op.affine(&[1.0], &[1.0, 2.0], &[0.0], &[1.0]).is_err());
+}
+
+#[test]
+fn batch_normalization_in_training_takes_the_moments_of_the_batch() {
+    // The greater input has sums of several blocks, and moments far from 0 and 1.
+    for shape in [&[3, 2, 5][..], &[2, 3], &[1, 2, 71, 97]] {
+        let channels = shape[1];
+        let cells: usize = shape[2..].iter().product();
+        let x =
+            random(shape, 1).slice::<f32>().unwrap().iter().map(|x| 50.0 + 0.25 * x).collect::<Vec<f32>>();
+        let [gamma, beta, mean, var] = [2, 3, 4, 5].map(|seed| random(&[channels], seed));
+        let op = BatchNormalization { epsilon: 1e-5, training: Some(0.75) };
+        let t = Tensor::new(shape, x.clone()).unwrap();
+        let inputs = [&t, &gamma, &beta, &mean, &var];
+        let made = op.eval(&inputs).unwrap();
+        let facts: Vec<Fact> = inputs.iter().map(|t| Fact::of(t)).collect();
+        let facts = op.infer(&facts.iter().collect::<Vec<_>>()).unwrap();
+        for (fact, y) in facts.iter().zip(&made) {
+            assert_eq!(fact.known_shape().unwrap(), y.shape());
+        }
+        let channel = |i: usize| i / cells % channels;
+        let (scale, shift): (&[f32], &[f32]) = (gamma.slice().unwrap(), beta.slice().unwrap());
+        assert_close(made[0].slice().unwrap(), &naive(&x, scale, shift, channel, channel), &shape);
+        for c in 0..channels {
+            let own: Vec<f64> = (0..x.len()).filter(|&i| channel(i) == c).map(|i| f64::from(x[i])).collect();
+            let m = own.iter().sum::<f64>() / own.len() as f64;
+            let v = own.iter().map(|x| (x - m).powi(2)).sum::<f64>() / own.len() as f64;
+            for (slot, old, new) in [(1, &mean, m), (2, &var, v)] {
+                let want = 0.75 * f64::from(old.slice::<f32>().unwrap()[c]) + 0.25 * new;
+                let got = f64::from(made[slot].slice::<f32>().unwrap()[c]);
+                assert!((got - want).abs() < 1e-5 * want.abs(), "{shape:?} output {slot}: {got}, not {want}");
+            }
+        }
+    }
+    let op = BatchNormalization { epsilon: 1e-5, training: Some(0.75) };
+    let p = random(&[2], 1);
+    let message = op.eval(&[&random(&[0, 2, 3], 1), &p, &p, &p, &p]).unwrap_err().to_string();
+    assert!(message.contains("without cells"), "{message}");
 }
 
 #[test]
@@ -116,7 +155,7 @@ fn empty_inputs_stay_empty() {
     let s = Tensor::vector(vec![1.0f32; 4]);
     let x = random(&[0, 4, 3], 1);
     assert!(eval(&InstanceNormalization { epsilon: 0.0 }, &[&x, &s, &s]).is_empty());
-    assert!(eval(&BatchNormalization { epsilon: 0.0 }, &[&x, &s, &s, &s, &s]).is_empty());
+    assert!(eval(&BatchNormalization { epsilon: 0.0, training: None }, &[&x, &s, &s, &s, &s]).is_empty());
     assert!(eval(&Lrn { alpha: 1.0, beta: 1.0, bias: 1.0, size: 3 }, &[&x]).is_empty());
 }
 
@@ -136,6 +175,9 @@ fn readers_take_every_attribute() {
     assert_eq!(batch.attributes(), [("epsilon", float(0.5))]);
     let new = read("BatchNormalization", 15, &[("training_mode", int(0))], 1).unwrap();
     assert_eq!(new.attributes(), [("epsilon", float(1e-5))]);
+    let training = [("epsilon", float(0.5)), ("momentum", float(0.75)), ("training_mode", int(1))];
+    let batch = read("BatchNormalization", 14, &training, 3).unwrap();
+    assert_eq!((batch.attributes(), batch.opset()), (training.to_vec(), 14));
     for (opset, per_group) in [(18, true), (20, true), (21, false), (24, false)] {
         let op = read("GroupNormalization", opset, &[("num_groups", int(2))], 1).unwrap();
         assert_eq!(op.is::<GroupNormalization>().unwrap().per_group, per_group, "{opset}");
@@ -145,9 +187,8 @@ fn readers_take_every_attribute() {
     let lrn = [("alpha", float(1.0)), ("beta", float(2.0)), ("bias", float(3.0)), ("size", int(5))];
     assert_eq!(read("LRN", 13, &lrn, 1).unwrap().attributes(), lrn);
     let errors = [
-        (read("BatchNormalization", 15, &[("training_mode", int(1))], 1), "training_mode"),
         (read("BatchNormalization", 7, &[("spatial", int(0))], 1), "spatial"),
-        (read("BatchNormalization", 9, &[], 3), "training"),
+        (read("BatchNormalization", 9, &[], 3), "training_mode"),
         (read("LayerNormalization", 17, &[], 2), "InvStdDev"),
         (read("LayerNormalization", 17, &[("stash_type", int(10))], 1), "stash_type"),
         (read("GroupNormalization", 21, &[], 1), "num_groups is missing"),
@@ -164,8 +205,10 @@ fn readers_take_every_attribute() {
 
 #[test]
 fn operands_that_do_not_fit_are_errors() {
-    let (batch, layer) =
-        (BatchNormalization { epsilon: 0.0 }, LayerNormalization { axis: 1, epsilon: 0.0, centred: true });
+    let (batch, layer) = (
+        BatchNormalization { epsilon: 0.0, training: None },
+        LayerNormalization { axis: 1, epsilon: 0.0, centred: true },
+    );
     let group = GroupNormalization { groups: 4, per_group: false, epsilon: 0.0 };
     let instance = InstanceNormalization { epsilon: 0.0 };
     let cases: [(&dyn Op, &[&[usize]], &str); 8] = [
@@ -192,4 +235,16 @@ fn operands_that_do_not_fit_are_errors() {
     let named = Fact::new(DType::F32, vec![Dim::Named("N".into()), 3.into(), Dim::Named("T".into())]);
     let p = Fact::new(DType::F32, [3]);
     assert_eq!(instance.infer(&[&named, &p, &p]).unwrap()[0].shape, named.shape);
+}
+
+#[test]
+fn gradients_are_those_of_differences() {
+    let batch = |training, shape: &[usize]| {
+        let p = [shape[1]];
+        Case::new(BatchNormalization { epsilon: 0.1, training }, &[shape, &p, &p, &p, &p])
+    };
+    let shapes: [&[usize]; 4] = [&[2, 3, 4, 5], &[4, 3], &[3, 1, 7], &[1, 2, 3, 3, 2]];
+    let trained = shapes.map(|s| batch(Some(0.75), s));
+    let given = shapes.map(|s| batch(None, s).map(|x| x.abs() + 0.25));
+    differences::check(trained.into_iter().chain(given));
 }
