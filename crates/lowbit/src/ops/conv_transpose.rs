@@ -5,12 +5,14 @@ use std::sync::Arc;
 use lowbit_kernels::{Kernels, Matrix, MatrixMut, Product, Right};
 use rayon::prelude::*;
 
-use super::conv::{Geometry, attributes, check_bias, kernel, read_group, weight_shape};
+use super::conv::{Geometry, attributes, check_bias, gradient, kernel, read_group, weight_shape};
 use super::float;
 use super::product::with_scratch;
 use super::window::{Axis, Padding, Window, three};
 use crate::error::{Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, arity, optional, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reverse, arity, optional, optional_fact,
+};
 use crate::tensor::{Tensor, element_count};
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[("ConvTranspose", |r| {
@@ -169,6 +171,10 @@ impl Op for ConvTranspose {
         Ok(vec![float::write(x.dtype(), &shape, y)?])
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::transposed_vjp(&self.geometry(at.inputs[0].shape(), at.inputs[1].shape())?, at)
+    }
+
     fn attributes(&self) -> Attributes {
         let mut a = attributes(&self.window, self.group, self.kernel.as_deref());
         let ints = |x: &[usize]| Attribute::Ints(x.iter().map(|&x| x as i64).collect());
@@ -283,6 +289,7 @@ mod tests {
     use super::*;
     use crate::op::Reading;
     use crate::ops::conv::tests::{assert_close, random};
+    use crate::ops::differences::{Case, check};
     use crate::tensor::DType;
 
     fn op(strides: &[usize], dilations: &[usize], padding: Padding, group: usize) -> ConvTranspose {
@@ -355,6 +362,27 @@ mod tests {
             let fact = op.infer(&[&Fact::of(&x), &Fact::of(&w), &Fact::of(&b)]).unwrap().remove(0);
             assert_eq!(fact.known_shape().unwrap(), y.shape(), "{op:?}");
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let spread = ConvTranspose { output_padding: vec![1, 0], ..op(&[2, 2], &[], pads(&[(1, 1); 2]), 1) };
+        let shaped = ConvTranspose { output_shape: Some(vec![7, 4]), ..op(&[1, 1], &[], pads(&[]), 1) };
+        type Shape<'a> = &'a [usize];
+        let cases: [(ConvTranspose, Shape, Shape); 8] = [
+            (op(&[], &[], pads(&[]), 1), &[1, 3, 4, 5], &[3, 4, 3, 3]),
+            (op(&[2, 2], &[], pads(&[(1, 1), (1, 1)]), 1), &[2, 3, 4, 5], &[3, 4, 3, 3]),
+            (op(&[3, 2], &[2, 1], pads(&[(0, 2), (1, 0)]), 2), &[1, 4, 5, 6], &[4, 3, 2, 4]),
+            (spread, &[1, 2, 4, 4], &[2, 3, 3, 3]),
+            (shaped, &[1, 2, 4, 4], &[2, 3, 3, 3]),
+            (op(&[2, 2], &[], Padding::SameLower, 1), &[1, 2, 4, 5], &[2, 3, 3, 3]),
+            (op(&[2], &[], pads(&[(1, 0)]), 4), &[2, 4, 9], &[4, 1, 4]),
+            (op(&[1, 2, 1], &[], pads(&[(1, 1), (0, 1), (0, 0)]), 1), &[1, 2, 3, 3, 3], &[2, 2, 3, 2, 2]),
+        ];
+        check(cases.map(|(op, x, w)| {
+            let bias = [op.group * w[1]];
+            Case::new(op, &[x, w, &bias])
+        }));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Moments and distances from the mean are f64; the rest is f32.
 
 mod batch;
+mod gradient;
+mod sums;
 
 use std::sync::Arc;
 
@@ -12,13 +14,14 @@ use rayon::prelude::*;
 use super::float;
 use crate::error::{Error, Result, invalid};
 use crate::op::{
-    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, ReadOp, Reading, Routine, View, ViewMut, arity,
-    optional, optional_fact,
+    Attribute, Attributes, Dim, Fact, Op, Operand, Prepared, ReadOp, Reading, Reverse, Routine, View,
+    ViewMut, arity, optional, optional_fact,
 };
 use crate::parallel;
 use crate::tensor::{DType, Tensor};
 
 pub use batch::BatchNormalization;
+use gradient::Rows;
 
 pub(super) const READERS: &[(&str, ReadOp)] = &[
     ("BatchNormalization", batch::read),
@@ -133,6 +136,13 @@ impl Op for InstanceNormalization {
         let affine = |_, j: usize| (scale[j % scale.len()], shift[j % shift.len()]);
         let y = normalize(&float::read(x)?, size, self.epsilon, affine);
         Ok(vec![float::write(x.dtype(), x.shape(), y)?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        let shape = at.inputs[0].shape();
+        let size = shape[2..].iter().product();
+        let rows = Rows { size, segment: size, firsts: (0..shape[1]).collect() };
+        gradient::rows(at, &rows, self.epsilon, true)
     }
 
     fn attributes(&self) -> Attributes {
@@ -265,6 +275,12 @@ impl Op for LayerNormalization {
         Prepared::routine(Layers::new(self, size, parameters[0], optional(&parameters, 1))?)
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        let x = at.inputs[0];
+        let size = x.shape()[self.first(x.rank())?..].iter().product();
+        gradient::rows(at, &Rows { size, segment: 1, firsts: vec![0] }, self.epsilon, self.centred)
+    }
+
     fn attributes(&self) -> Attributes {
         vec![("axis", Attribute::Int(self.axis)), ("epsilon", Attribute::Float(self.epsilon))]
     }
@@ -321,6 +337,15 @@ impl Op for GroupNormalization {
         Ok(vec![float::write(x.dtype(), x.shape(), y)?])
     }
 
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        let shape = at.inputs[0].shape();
+        let (cells, together) = (shape[2..].iter().product::<usize>(), shape[1] / self.groups);
+        let size = together * cells;
+        let (segment, step) = if self.per_group { (size, 1) } else { (cells, together) };
+        let firsts = (0..self.groups).map(|group| group * step).collect();
+        gradient::rows(at, &Rows { size, segment, firsts }, self.epsilon, true)
+    }
+
     fn attributes(&self) -> Attributes {
         vec![("num_groups", Attribute::Int(self.groups as i64)), ("epsilon", Attribute::Float(self.epsilon))]
     }
@@ -375,6 +400,10 @@ impl Op for Lrn {
             y.iter_mut().zip(own).for_each(|(y, x)| *y = x / (self.bias + factor * *y).powf(self.beta));
         });
         Ok(vec![float::write(t.dtype(), t.shape(), y)?])
+    }
+
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        gradient::lrn(self, at)
     }
 
     fn attributes(&self) -> Attributes {

@@ -13,7 +13,9 @@ use rayon::prelude::*;
 
 use super::float;
 use crate::error::{Error, Result, invalid};
-use crate::op::{Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, arity, optional_fact};
+use crate::op::{
+    Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, Reverse, arity, optional_fact,
+};
 use crate::tensor::{DType, Element, Tensor, element_count};
 
 pub use taps::{Coordinates, Mode, Nearest};
@@ -176,12 +178,28 @@ impl Resize {
         }
     }
 
+    fn axes_of(&self, inputs: &[&Tensor]) -> Result<Vec<Resampling>> {
+        let sizes = if self.target == Target::Operand { Some(read_sizes(inputs[3])?) } else { None };
+        let x = inputs[0].shape();
+        let to = self.resolve(x, sizes.as_deref())?;
+        let axis = |(&input, (output, scale))| Resampling { input, output, scale };
+        Ok(x.iter().zip(to).map(axis).collect())
+    }
+
     fn check_type(&self, x: &Fact) -> Result<()> {
         match self.mode {
             Mode::Nearest(_) => Ok(()),
             _ => float::common("Resize", &[x]).map(|_| ()),
         }
     }
+}
+
+/// The order in which axes are resampled: those that shrink go first, so that nothing
+/// in between is larger than the input or the output.
+fn order(axes: &[Resampling]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..axes.len()).collect();
+    order.sort_by_key(|&i| axes[i].output > axes[i].input);
+    order
 }
 
 /// `floor(n * scale)`.
@@ -283,23 +301,13 @@ impl Op for Resize {
         }
         let x = inputs[0];
         self.check_type(&Fact::of(x))?;
-        let sizes = if operand { Some(read_sizes(inputs[3])?) } else { None };
-        let to = self.resolve(x.shape(), sizes.as_deref())?;
-        let shape: Vec<usize> = to.iter().map(|t| t.0).collect();
+        let axes = self.axes_of(inputs)?;
+        let shape: Vec<usize> = axes.iter().map(|a| a.output).collect();
         let len = element_count(&shape)?;
-        let axes: Vec<Resampling> = x
-            .shape()
-            .iter()
-            .zip(&to)
-            .map(|(&input, &(output, scale))| Resampling { input, output, scale })
-            .collect();
         if len == 0 {
             return Ok(vec![empty(x.dtype(), &shape)?]);
         }
-        // Axes that shrink go first, so that nothing in between is larger
-        // than the input or the output.
-        let mut order: Vec<usize> = (0..axes.len()).collect();
-        order.sort_by_key(|&i| axes[i].output > axes[i].input);
+        let order = order(&axes);
         if let Mode::Nearest(_) = self.mode {
             return Ok(vec![self.move_cells(x, &shape, &axes, &order)?]);
         }
@@ -312,6 +320,28 @@ impl Op for Resize {
             }
         }
         Ok(vec![float::write(x.dtype(), &shape, data)?])
+    }
+
+    /// Each output cell's gradient goes to the input cells by the weights that made it,
+    /// axes in the opposite order.
+    fn vjp(&self, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+        let x = at.inputs[0];
+        let axes = self.axes_of(at.inputs)?;
+        let g = at.gradient()?;
+        let (mut data, mut now) = (g.slice::<f32>()?.to_vec(), g.shape().to_vec());
+        if x.is_empty() || g.is_empty() {
+            data = vec![0.0; x.len()];
+        } else {
+            for &i in order(&axes).iter().rev() {
+                if let Some(taps) = Taps::new(self.mode, self.coordinates, &axes[i]) {
+                    data = spread(&data, &now, i, axes[i].input, &taps);
+                    now[i] = axes[i].input;
+                }
+            }
+        }
+        let mut by = vec![None; at.inputs.len()];
+        by[0] = Some(Tensor::new(x.shape(), data)?);
+        Ok(by)
     }
 
     fn attributes(&self) -> Attributes {
@@ -443,6 +473,23 @@ fn blend(x: &[f32], shape: &[usize], i: usize, taps: &Taps) -> Vec<f32> {
         }
     });
     y
+}
+
+/// The adjoint of [`blend`]: `shape` is that of `g`, and `input` the size of axis `i`
+/// of the result.
+fn spread(g: &[f32], shape: &[usize], i: usize, input: usize, taps: &Taps) -> Vec<f32> {
+    let (inner, outer) = strides(shape, i);
+    let mut dx = vec![0.0; g.len() / outer * input * inner];
+    let chunks = dx.par_chunks_exact_mut(input * inner).zip(g.par_chunks_exact(outer));
+    chunks.with_min_len(((1 << 14) / outer).max(1)).for_each(|(dx, g)| {
+        for (o, g) in g.chunks_exact(inner).enumerate() {
+            for t in o * taps.each..(o + 1) * taps.each {
+                let (w, dx) = (taps.weight[t], &mut dx[taps.index[t] * inner..]);
+                dx.iter_mut().zip(g).for_each(|(dx, g)| *dx += w * g);
+            }
+        }
+    });
+    dx
 }
 
 #[cfg(test)]

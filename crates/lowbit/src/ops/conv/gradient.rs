@@ -27,8 +27,20 @@ pub(super) fn vjp(op: &Conv, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
     })
 }
 
+/// Of a transposed convolution, the adjoint of one of geometry `g`: by x it is
+/// that convolution of the gradient, and by w the two change places.
+pub(in crate::ops) fn transposed_vjp(g: &Geometry, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
+    let (x, w) = (at.inputs[0], at.inputs[1]);
+    let dy = at.gradient()?.slice::<f32>()?;
+    at.each(|i| match i {
+        0 => Tensor::new(x.shape(), convolve(dy, w.slice()?, None, Bounds::NONE, g)),
+        1 => Tensor::new(w.shape(), by_weight(dy, x.slice()?, g)),
+        _ => Tensor::new(at.inputs[i].shape(), by_bias(dy, g.batch, g.group * g.in_channels)),
+    })
+}
+
 /// The sum of each channel of `dy [batch, channels, ..]`.
-pub(in crate::ops) fn by_bias(dy: &[f32], batch: usize, channels: usize) -> Vec<f32> {
+fn by_bias(dy: &[f32], batch: usize, channels: usize) -> Vec<f32> {
     let cells = dy.len().checked_div(batch * channels).unwrap_or(0);
     let plane =
         |n: usize, c: usize| crate::ops::reduce::sum(&dy[(n * channels + c) * cells..][..cells], |g| g);
@@ -74,7 +86,7 @@ fn phases(a: &Axis) -> Option<Vec<Phase>> {
 
 /// The gradient by x, which is the convolution's adjoint: `dy` has its outputs,
 /// the result its inputs.
-pub(in crate::ops) fn by_input(dy: &[f32], w: &[f32], g: &Geometry) -> Vec<f32> {
+fn by_input(dy: &[f32], w: &[f32], g: &Geometry) -> Vec<f32> {
     let axes = g.axes.map(|a| phases(&a));
     let [Some(depths), Some(heights), Some(widths)] = &axes else {
         return conv_transpose::scatter(dy, w, None, g);
@@ -145,7 +157,7 @@ fn place(made: Option<&[f32]>, g: &Geometry, phase: &Geometry, first: [usize; 3]
 }
 
 /// The gradient by w.
-pub(in crate::ops) fn by_weight(x: &[f32], dy: &[f32], g: &Geometry) -> Vec<f32> {
+fn by_weight(x: &[f32], dy: &[f32], g: &Geometry) -> Vec<f32> {
     let (k, m, outputs) = (g.in_channels * g.taps(), g.out_channels, g.outputs());
     let mut dw = vec![0.0; g.group * m * k];
     let mut cols = vec![0.0; k * outputs];

@@ -246,5 +246,24 @@ fn gradients_are_those_of_differences() {
     let shapes: [&[usize]; 4] = [&[2, 3, 4, 5], &[4, 3], &[3, 1, 7], &[1, 2, 3, 3, 2]];
     let trained = shapes.map(|s| batch(Some(0.75), s));
     let given = shapes.map(|s| batch(None, s).map(|x| x.abs() + 0.25));
-    differences::check(trained.into_iter().chain(given));
+    let instance = InstanceNormalization { epsilon: 0.1 };
+    let group = |per_group| GroupNormalization { groups: 2, per_group, epsilon: 0.1 };
+    let layer = |axis, centred| LayerNormalization { axis, epsilon: 0.1, centred };
+    let lrn = |size| Lrn { alpha: 0.5, beta: 0.75, bias: 2.0, size };
+    let own = [
+        Case::new(instance, &[&[2, 3, 4, 5], &[3], &[3]]),
+        Case::new(instance, &[&[1, 2, 9], &[2], &[2]]),
+        Case::new(group(false), &[&[2, 6, 3, 3], &[6], &[6]]),
+        Case::new(group(true), &[&[2, 6, 3, 3], &[2], &[2]]),
+        Case::new(layer(-1, true), &[&[4, 5, 6], &[6], &[6]]),
+        Case::new(layer(1, true), &[&[4, 2, 6], &[2, 6], &[1, 2, 6]]),
+        Case::new(layer(-1, true), &[&[4, 6], &[1], &[6]]),
+        Case::new(layer(0, true), &[&[4, 6], &[4, 6]]),
+        Case::new(layer(-1, true), &[&[40, 700], &[700], &[700]]),
+        Case::new(layer(-1, false), &[&[4, 5, 6], &[6]]),
+        Case::new(lrn(3), &[&[2, 5, 3]]),
+        Case::new(lrn(4), &[&[1, 3, 2, 2]]),
+        Case::new(lrn(9), &[&[1, 5, 2]]),
+    ];
+    differences::check(trained.into_iter().chain(given).chain(own));
 }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::ops::conv::tests::assert_close;
+use crate::ops::differences::{Case, check};
 
 fn nearest(rounding: Nearest) -> Mode {
     Mode::Nearest(rounding)
@@ -429,4 +430,18 @@ fn what_cannot_be_resized_is_an_error() {
             assert!(message.contains(want), "{op:?}: {message}");
         }
     }
+}
+
+#[test]
+fn gradients_are_those_of_differences() {
+    let modes = [nearest(Nearest::Floor), Mode::Linear, cubic(-0.75, false), cubic(-0.5, true)];
+    let targets = [scales(1.5, 0.75), scales(2.0, 2.0), scales(1.0, 3.0)];
+    let both = [Coordinates::HalfPixel, Coordinates::AlignCorners];
+    for (mode, target) in modes.iter().flat_map(|m| targets.iter().map(move |t| (*m, t))) {
+        check(both.map(|c| Case::new(resize(mode, c, target.clone()), &[&[2, 3, 4, 5]])));
+    }
+    let absent = || Tensor::vector(Vec::<f32>::new());
+    let to = Tensor::vector(vec![2i64, 1, 5, 2]);
+    let operand = resize(Mode::Linear, Coordinates::HalfPixel, Target::Operand);
+    check([Case::new(operand, &[&[2, 1, 3, 4]]).and(absent()).and(absent()).and(to)]);
 }
