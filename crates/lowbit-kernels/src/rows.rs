@@ -154,10 +154,11 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Where the windows of a convolution lie in images without padding.
+/// Where the windows of a convolution lie in images without padding, or other
+/// rows that are made of several runs.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    /// For each output pixel, its window's first element.
+    /// For each row (output pixel), its window's first element.
     starts: Vec<u32>,
     /// For each tap, its distance from there.
     taps: Vec<usize>,
@@ -192,6 +193,15 @@ impl Windows {
         };
         let taps: Vec<usize> = (0..window.taps()).map(tap).collect();
         let last = starts.last().map_or(0, |&s| s as usize).checked_add(taps.last().copied()?)?;
+        Some(Windows { starts, taps, last })
+    }
+
+    /// A row for each of `starts`, a run for each of `taps`, unless the starts are
+    /// too large for 32 bits.
+    pub fn at(starts: impl IntoIterator<Item = usize>, taps: Vec<usize>) -> Option<Windows> {
+        let starts: Vec<u32> = starts.into_iter().map(|s| u32::try_from(s).ok()).collect::<Option<_>>()?;
+        let start = starts.iter().max().map_or(0, |&s| s as usize);
+        let last = start.checked_add(taps.iter().max().copied()?)?;
         Some(Windows { starts, taps, last })
     }
 }

@@ -1,5 +1,6 @@
 //! Convolution: `y[n, m] = bias[m] + sum over c, taps of w[m, c, tap] * x[n, c, window]`.
 
+mod by_weight;
 mod columns;
 mod depthwise;
 pub(super) mod gradient;

@@ -4,14 +4,13 @@
 //! - by w: `sum over images, outputs o of g[m, o] x[c, what the tap reads for o]`;
 //! - by the bias: `sum over images, outputs of g[m]`.
 
-use lowbit_kernels::Matrix;
 use rayon::prelude::*;
 
-use super::{Bounds, Conv, Geometry, columns, convolve};
+use super::by_weight::by_weight;
+use super::{Bounds, Conv, Geometry, convolve};
 use crate::error::Result;
 use crate::op::Reverse;
 use crate::ops::conv_transpose;
-use crate::ops::product::{Operand, matmul};
 use crate::ops::window::Axis;
 use crate::tensor::Tensor;
 use crate::tensor::buffers::buffer;
@@ -154,21 +153,6 @@ fn place(made: Option<&[f32]>, g: &Geometry, phase: &Geometry, first: [usize; 3]
             }
         }
     });
-}
-
-/// The gradient by w.
-fn by_weight(x: &[f32], dy: &[f32], g: &Geometry) -> Vec<f32> {
-    let (k, m, outputs) = (g.in_channels * g.taps(), g.out_channels, g.outputs());
-    let mut dw = vec![0.0; g.group * m * k];
-    let mut cols = vec![0.0; k * outputs];
-    for index in 0..g.batch * g.group {
-        let x = &x[index * g.in_channels * g.inputs()..];
-        columns::look_up(x, &g.axes, g.taps(), 0, &mut cols, outputs);
-        let dy = Matrix::new(&dy[index * m * outputs..], m, outputs);
-        let dw = &mut dw[index % g.group * m * k..][..m * k];
-        matmul(dy, Operand::Transposed(Matrix::new(&cols, k, outputs)), true, dw, true);
-    }
-    dw
 }
 
 #[cfg(test)]
