@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+pub use buffers::KeptMemory;
 pub use dtype::DType;
 
 use crate::error::{Error, Result, invalid};

@@ -3,27 +3,33 @@
 //! are written only to be written over.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::{Data, Tensor};
 
 thread_local! {
-    static KEPT: RefCell<Kept> = const { RefCell::new(Kept { free: vec![], taken: vec![] }) };
+    static KEPT: RefCell<Kept> =
+        const { RefCell::new(Kept { free: vec![], held: 0, most: MOST, taken: VecDeque::new() }) };
 }
 
 struct Kept {
     free: Vec<Vec<f32>>,
+    /// Elements of `free`, at most `most`.
+    held: usize,
+    most: usize,
     /// Lengths that were asked for and did not come back: what else is recycled
     /// would be asked for by nobody.
-    taken: Vec<usize>,
+    taken: VecDeque<usize>,
 }
 
-/// Elements that a thread keeps in all (32 MiB).
+/// Elements that a thread keeps in all (32 MiB), unless [`KeptMemory`] says otherwise.
 const MOST: usize = 8 << 20;
 /// Elements below which the allocator is as good.
 const LEAST: usize = 1 << 12;
 /// Lengths that are remembered.
-const REMEMBERED: usize = 64;
+const REMEMBERED: usize = 1 << 10;
 
 /// Whether memory of this capacity may serve for `len` elements.
 fn fits(capacity: usize, len: usize) -> bool {
@@ -37,12 +43,14 @@ pub(crate) fn buffer(len: usize) -> Vec<f32> {
     }
     let found = KEPT.with_borrow_mut(|kept| {
         if kept.taken.len() == REMEMBERED {
-            kept.taken.remove(0);
+            kept.taken.pop_front();
         }
-        kept.taken.push(len);
+        kept.taken.push_back(len);
         let fitting = kept.free.iter().enumerate().filter(|(_, v)| fits(v.capacity(), len));
         let (i, _) = fitting.min_by_key(|(_, v)| v.capacity())?;
-        Some(kept.free.swap_remove(i))
+        let found = kept.free.swap_remove(i);
+        kept.held -= found.capacity();
+        Some(found)
     });
     let Some(mut found) = found else { return vec![0.0; len] };
     found.resize(len, 0.0);
@@ -54,15 +62,52 @@ pub(crate) fn recycle(t: Tensor) {
     let Data::F32(data) = t.data else { return };
     let Some(data) = Arc::into_inner(data).filter(|v| v.capacity() >= LEAST) else { return };
     KEPT.with_borrow_mut(|kept| {
-        let held: usize = kept.free.iter().map(Vec::capacity).sum();
-        let taken = kept.taken.iter().position(|&len| fits(data.capacity(), len));
+        // The latest ones first: runs are gone back through in the opposite order.
+        let taken = kept.taken.iter().rposition(|&len| fits(data.capacity(), len));
         if let Some(i) = taken
-            && held + data.capacity() <= MOST
+            && kept.held + data.capacity() <= kept.most
         {
             kept.taken.remove(i);
+            kept.held += data.capacity();
             kept.free.push(data);
         }
     });
+}
+
+/// While it lives, its thread keeps the memory of tensors up to another limit than
+/// 32 MiB. A training loop that holds one asks the system for the memory of a step
+/// but once; a step needs about that of all activations of a batch.
+///
+/// ```
+/// let memory = lowbit::tensor::KeptMemory::up_to(1 << 30);
+/// // Runs and backward passes on this thread.
+/// drop(memory);
+/// ```
+#[derive(Debug)]
+#[must_use = "the limit is lowered again when this is dropped"]
+pub struct KeptMemory {
+    before: usize,
+    thread: PhantomData<*const ()>,
+}
+
+impl KeptMemory {
+    /// Keeps up to this many bytes.
+    pub fn up_to(bytes: usize) -> KeptMemory {
+        let most = bytes / size_of::<f32>();
+        let before = KEPT.with_borrow_mut(|kept| std::mem::replace(&mut kept.most, most));
+        KeptMemory { before, thread: PhantomData }
+    }
+}
+
+impl Drop for KeptMemory {
+    fn drop(&mut self) {
+        KEPT.with_borrow_mut(|kept| {
+            kept.most = self.before;
+            while kept.held > kept.most {
+                kept.held -= kept.free.pop().map_or(kept.held, |v| v.capacity());
+            }
+        });
+    }
 }
 
 #[cfg(test)]
@@ -92,5 +137,23 @@ mod tests {
         let taken: Vec<Vec<f32>> = (0..20).map(|_| buffer(MOST / 4)).collect();
         taken.into_iter().for_each(|v| recycle(Tensor::vector(v)));
         assert_eq!(KEPT.with_borrow(|kept| kept.free.len()), 4);
+    }
+    #[test]
+    fn the_limit_is_raised_for_a_while() {
+        let free = || KEPT.with_borrow(|kept| (kept.free.len(), kept.held));
+        let give = || {
+            let taken: Vec<Vec<f32>> = (0..6).map(|_| buffer(MOST / 4)).collect();
+            taken.into_iter().for_each(|v| recycle(Tensor::vector(v)));
+        };
+        let other = std::thread::spawn(move || {
+            let memory = KeptMemory::up_to(6 * size_of::<f32>() * MOST / 4);
+            give();
+            assert_eq!(free(), (6, 6 * MOST / 4));
+            drop(memory);
+            assert_eq!(free(), (4, MOST));
+            give();
+            assert_eq!(free(), (4, MOST));
+        });
+        other.join().unwrap();
     }
 }

@@ -77,7 +77,7 @@ fn pads(p: &[(usize, usize)]) -> Padding {
 
 #[test]
 fn equals_the_definition() {
-    let cases: [(Conv, &[usize], &[usize]); 26] = [
+    let cases: [(Conv, &[usize], &[usize]); 30] = [
         // Plain products, with tails.
         (conv(&[], &[], pads(&[]), 1), &[1, 5, 7, 9], &[6, 5, 1, 1]),
         (conv(&[], &[], pads(&[]), 1), &[3, 17, 31, 33], &[70, 17, 1, 1]),
@@ -104,6 +104,11 @@ fn equals_the_definition() {
         (conv(&[], &[], pads(&[(0, 0), (0, 0)]), 3), &[1, 3, 9, 8], &[3, 1, 9, 8]),
         // A dilation so wide that a padded plane would not be worth its memory.
         (conv(&[], &[1, 5000], pads(&[(0, 0), (5000, 5000)]), 3), &[1, 3, 2, 3], &[3, 1, 1, 3]),
+        // Small images, several to a product.
+        (conv(&[], &[], pads(&[(1, 1), (1, 1)]), 1), &[61, 6, 2, 2], &[9, 6, 3, 3]),
+        (conv(&[], &[], pads(&[]), 2), &[29, 6, 4, 3], &[8, 3, 1, 1]),
+        (conv(&[2, 2], &[], pads(&[(1, 0), (0, 1)]), 3), &[11, 6, 7, 9], &[6, 2, 3, 3]),
+        (conv(&[], &[], pads(&[(0, 0), (1, 0), (1, 1)]), 1), &[5, 3, 3, 4, 5], &[7, 3, 2, 3, 2]),
         // One and three axes.
         (conv(&[2], &[], pads(&[(2, 1)]), 1), &[2, 3, 40], &[4, 3, 5]),
         (conv(&[], &[3], pads(&[(2, 1)]), 4), &[1, 4, 40], &[4, 1, 5]),
@@ -141,7 +146,8 @@ fn the_reader_takes_every_attribute() {
 
 #[test]
 fn threads_do_not_change_results() {
-    let cases: [(Conv, &[usize], &[usize]); 4] = [
+    let cases: [(Conv, &[usize], &[usize]); 5] = [
+        (conv(&[], &[], pads(&[(1, 1), (1, 1)]), 2), &[40, 60, 4, 4], &[70, 30, 3, 3]),
         (conv(&[], &[], pads(&[]), 1), &[1, 40, 60, 60], &[50, 40, 1, 1]),
         (conv(&[], &[], pads(&[(1, 1), (1, 1)]), 1), &[3, 16, 33, 33], &[40, 16, 3, 3]),
         (conv(&[], &[], pads(&[(1, 1), (1, 1)]), 1), &[1, 150, 6, 6], &[170, 150, 3, 3]),

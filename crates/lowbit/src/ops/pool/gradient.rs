@@ -8,85 +8,124 @@ use rayon::prelude::*;
 use super::{AveragePool, MaxPool, global_shape};
 use crate::error::Result;
 use crate::op::Reverse;
-use crate::ops::window::Axis;
+use crate::ops::vectorized::vectorized;
+use crate::ops::window::{Axis, copy_steps};
 use crate::tensor::Tensor;
+use crate::tensor::buffers::buffer;
 
+/// A window without a cell greater than negative infinity gives nothing.
 pub(super) fn max(op: &MaxPool, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
     let (axes, _) = op.pool.resolve("MaxPool", at.inputs[0].shape())?;
-    windows(at, &axes, |x, cells, dy, dx| {
-        let mut greatest = None;
-        for row in cells.rows() {
-            for i in row {
-                if greatest.is_none_or(|(_, top)| x[i] > top) {
-                    greatest = Some((i, x[i]));
+    let stride = axes[2].stride;
+    windows(
+        at,
+        &axes,
+        #[inline(always)]
+        |x, row, dy, dx, [greatest, line, ..], from| {
+            greatest.fill(f32::NEG_INFINITY);
+            row.each_tap(|first, outputs| {
+                let line = &mut line[..outputs.len()];
+                copy_steps(line, &x[first..], stride);
+                let tops = greatest[outputs.clone()].iter_mut().zip(&mut from[outputs]);
+                for ((top, from), (i, &x)) in tops.zip(line.iter().enumerate()) {
+                    *from = if x > *top { first + i * stride } else { *from };
+                    *top = if x > *top { x } else { *top };
+                }
+            });
+            for ((&top, &from), &dy) in greatest.iter().zip(&*from).zip(dy) {
+                if top > f32::NEG_INFINITY {
+                    dx[from] += dy;
                 }
             }
-        }
-        if let Some((i, _)) = greatest {
-            dx[i] += dy;
-        }
-    })
+        },
+    )
 }
 
 pub(super) fn average(op: &AveragePool, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
     let (axes, _) = op.pool.resolve("AveragePool", at.inputs[0].shape())?;
-    windows(at, &axes, |_, cells, dy, dx| {
-        let count: usize = axes.iter().zip(cells.at).map(|(a, o)| op.count(a, o)).product();
-        let share = dy / count.max(1) as f32;
-        for row in cells.rows() {
-            row.for_each(|i| dx[i] += share);
+    let [depth, height, width] = axes;
+    let along: Vec<usize> = (0..width.output).map(|o| op.count(&width, o)).collect();
+    windows(
+        at,
+        &axes,
+        #[inline(always)]
+        |_, row, dy, dx, [share, ..], _| {
+            let above = op.count(&depth, row.at[0]) * op.count(&height, row.at[1]);
+            for ((share, dy), along) in share.iter_mut().zip(dy).zip(&along) {
+                *share = dy / (above * along).max(1) as f32;
+            }
+            row.each_tap(|first, outputs| {
+                let dx = dx[first..].iter_mut().step_by(width.stride);
+                dx.zip(&share[outputs]).for_each(|(dx, share)| *dx += share);
+            });
+        },
+    )
+}
+
+/// A row of outputs.
+struct Row<'a> {
+    width: &'a Axis,
+    /// Depth and height.
+    at: [usize; 2],
+    /// Where the rows of the input that its windows read begin.
+    lines: &'a [usize],
+}
+
+impl Row<'_> {
+    /// Calls `f` for each tap, in the order of the input, with the outputs that have it
+    /// and the cell that the first of them reads.
+    #[inline(always)]
+    fn each_tap(&self, mut f: impl FnMut(usize, Range<usize>)) {
+        let width = self.width;
+        let taps = width.taps(width.output - 1).start..width.taps(0).end;
+        for line in self.lines {
+            for t in taps.clone() {
+                let outputs = width.inside(t);
+                if !outputs.is_empty() {
+                    let first = line + outputs.start * width.stride + t * width.dilation - width.before;
+                    f(first, outputs);
+                }
+            }
         }
-    })
-}
-
-/// The cells that a window reads.
-struct Window<'a> {
-    axes: &'a [Axis; 3],
-    /// The output.
-    at: [usize; 3],
-    /// Taps within the input.
-    taps: [Range<usize>; 3],
-}
-
-impl Window<'_> {
-    /// The cells, in the order of the input, row by row.
-    fn rows(&self) -> impl Iterator<Item = impl Iterator<Item = usize>> {
-        let [depth, height, width] = self.axes;
-        let along = |a: &Axis, o: usize, t: usize| o * a.stride + t * a.dilation - a.before;
-        let [od, oh, ow] = self.at;
-        let [d, h, w] = self.taps.clone();
-        let first = if w.is_empty() { 0 } else { along(width, ow, w.start) };
-        let rows = d.flat_map(move |d| h.clone().map(move |h| (d, h)));
-        rows.map(move |(d, h)| {
-            let row = along(depth, od, d) * height.input + along(height, oh, h);
-            (0..w.len()).map(move |t| row * width.input + first + t * width.dilation)
-        })
     }
 }
 
-/// Calls `f(x, window, dy, dx)` for each output, in order; `x` and `dx` are channels.
+/// Calls `f(x, row, dy, dx, ..)` for each row of outputs, in order; `x` and `dx` are
+/// channels, and the rest is space for a row.
 fn windows(
     at: &Reverse,
     axes: &[Axis; 3],
-    f: impl Fn(&[f32], &Window, f32, &mut [f32]) + Sync,
+    f: impl Fn(&[f32], &Row, &[f32], &mut [f32], &mut [Vec<f32>; 2], &mut Vec<usize>) + Sync,
 ) -> Result<Vec<Option<Tensor>>> {
     let (t, dy) = (at.inputs[0], at.gradient()?.slice::<f32>()?);
     let x = t.slice::<f32>()?;
+    let [depth, height, width] = axes;
     let [inputs, outputs] =
         [|a: &Axis| a.input, |a: &Axis| a.output].map(|size| axes.iter().map(size).product::<usize>());
-    let mut dx = vec![0.0; t.len()];
-    if inputs > 0 && outputs > 0 {
-        let planes = dx.par_chunks_exact_mut(inputs).zip(x.par_chunks_exact(inputs));
-        planes.zip(dy.par_chunks_exact(outputs)).for_each(|((dx, x), dy)| {
-            let [_, height, width] = axes;
-            for (o, &dy) in dy.iter().enumerate() {
-                let at =
-                    [o / (height.output * width.output), o / width.output % height.output, o % width.output];
-                let taps = [0, 1, 2].map(|i| axes[i].taps(at[i]));
-                f(x, &Window { axes, at, taps }, dy, dx);
-            }
-        });
+    let mut dx = buffer(t.len());
+    if inputs == 0 || outputs == 0 {
+        dx.fill(0.0);
+        return Ok(vec![Some(Tensor::new(t.shape(), dx)?)]);
     }
+    let planes = dx.par_chunks_exact_mut(inputs).zip(x.par_chunks_exact(inputs));
+    let planes = planes.zip(dy.par_chunks_exact(outputs)).with_min_len(((1 << 14) / inputs).max(1));
+    let space = || ([vec![0f32; width.output], vec![0f32; width.output]], vec![0usize; width.output], vec![]);
+    planes.for_each_init(space, |(floats, from, lines), ((dx, x), dy)| {
+        dx.fill(0.0);
+        for (row, dy) in dy.chunks_exact(width.output).enumerate() {
+            let at = [row / height.output, row % height.output];
+            lines.clear();
+            for d in depth.taps(at[0]).filter_map(|t| depth.at(at[0], t)) {
+                let rows = height.taps(at[1]).filter_map(|t| height.at(at[1], t));
+                lines.extend(rows.map(|h| (d * height.input + h) * width.input));
+            }
+            let row = Row { width, at, lines };
+            vectorized(
+                #[inline(always)]
+                || f(x, &row, dy, dx, floats, from),
+            );
+        }
+    });
     Ok(vec![Some(Tensor::new(t.shape(), dx)?)])
 }
 
