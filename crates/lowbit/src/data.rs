@@ -1,6 +1,7 @@
 //! Data sets: image folders, arrays and records, read lazily in batches; and
 //! the file formats under them. Every file is taken as untrusted.
 
+mod augment;
 mod compressed;
 mod dataset;
 mod files;
@@ -10,6 +11,7 @@ pub mod npz;
 mod preprocess;
 mod records;
 
+pub use augment::Augment;
 pub use dataset::{Batch, Batches, Dataset};
 pub use files::write_atomically;
 pub use preprocess::{ArrayRule, Channels, Factor, Interpolation, Layout, Preprocess, Resize, Size};

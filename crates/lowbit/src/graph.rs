@@ -185,7 +185,7 @@ impl Graph {
         input: impl Fn(&Fact, usize) -> Fact,
         f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Graph> {
-        let given = |b: &mut Builder, i: usize, v: &Value| b.input(&v.name, input(&v.fact, i));
+        let given = |b: &mut Builder, i: usize, v: &Value| Ok(b.input(&v.name, input(&v.fact, i)));
         self.replay_with(given, stored, f)
     }
 
@@ -193,8 +193,8 @@ impl Graph {
     /// and `constant(b, value, t)` in that of a constant.
     fn replay_with(
         &self,
-        input: impl FnMut(&mut Builder, usize, &Value) -> Var,
-        constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Var,
+        input: impl FnMut(&mut Builder, usize, &Value) -> Result<Var>,
+        constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Result<Var>,
         f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Graph> {
         let mut b = Builder::default();
@@ -205,11 +205,11 @@ impl Graph {
     /// Replays the graph onto another one, in which `input(b, i, value)` is what
     /// input `i` reads, and `constant(b, value, t)` what stands for a constant.
     /// Returns the outputs.
-    fn replay_onto(
+    pub(crate) fn replay_onto(
         &self,
         b: &mut Builder,
-        mut input: impl FnMut(&mut Builder, usize, &Value) -> Var,
-        mut constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Var,
+        mut input: impl FnMut(&mut Builder, usize, &Value) -> Result<Var>,
+        mut constant: impl FnMut(&mut Builder, &Value, &Tensor) -> Result<Var>,
         mut f: impl FnMut(&mut Builder, Var, &Node, &[Var]) -> Result<Vec<Var>>,
     ) -> Result<Vec<Var>> {
         let mut new: Vec<Vec<Var>> = Vec::with_capacity(self.nodes.len());
@@ -217,9 +217,9 @@ impl Graph {
             let rebuilt = match &node.kind {
                 Kind::Input => {
                     let i = self.inputs.iter().position(|v| *v == var).unwrap_or(usize::MAX);
-                    vec![input(b, i, &node.outputs[0])]
+                    vec![input(b, i, &node.outputs[0])?]
                 }
-                Kind::Const(t) => vec![constant(b, &node.outputs[0], t)],
+                Kind::Const(t) => vec![constant(b, &node.outputs[0], t)?],
                 Kind::Apply { inputs, .. } => {
                     let inputs: Vec<Var> = inputs.iter().map(|v| new[v.node][v.slot]).collect();
                     f(b, var, node, &inputs)?
@@ -265,8 +265,8 @@ impl Graph {
 }
 
 /// A constant that stays one.
-fn stored(b: &mut Builder, value: &Value, t: &Tensor) -> Var {
-    b.constant(&value.name, t.clone())
+fn stored(b: &mut Builder, value: &Value, t: &Tensor) -> Result<Var> {
+    Ok(b.constant(&value.name, t.clone()))
 }
 
 impl PartialEq for Graph {

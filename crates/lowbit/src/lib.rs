@@ -44,13 +44,15 @@
 //!   fuse, prepare, calibrate, convert.
 //! - [`passes`]: what readies a float graph for quantization.
 //! - [`session`]: the int8 engine.
-//! - [`data`], [`analysis`]: samples from files; accuracy, errors and times.
+//! - [`data`], [`train`], [`analysis`]: samples from files; training, also of
+//!   quantized models; accuracy, errors and times.
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod tensor;
 
 mod parallel;
+mod random;
 
 pub mod scheme;
 
@@ -74,6 +76,8 @@ pub mod passes;
 pub mod session;
 
 pub mod data;
+
+pub mod train;
 
 pub mod analysis;
 

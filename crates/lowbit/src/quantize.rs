@@ -24,7 +24,7 @@ pub(crate) use batches::{lock, run_all, threads};
 pub use convert::Converted;
 pub use finding::Finding;
 pub use fuse::fuse;
-pub(crate) use fuse::fuse_outside;
+pub(crate) use fuse::{fuse_outside, scaled};
 pub use gptq::InputMoments;
 pub use grid::Grid;
 pub use means::InputMeans;

@@ -374,6 +374,19 @@ impl Scheme {
         Scheme { codes: Some((lo / 2, hi / 2)), ..self }
     }
 
+    /// The scheme whose codes activations take where they are quantized at run
+    /// time, by an operator that fills its element type: narrow and
+    /// [reduced](Scheme::reduced) codes only choose the scale. Other codes that
+    /// are fewer than the type's are kept by clipping the reals.
+    pub fn saturating(self) -> Scheme {
+        let Format::Int { bits, signed, .. } = self.format else { return self };
+        let whole = Scheme { codes: None, ..self };
+        if self.codes.is_some_and(|codes| whole.reduced().codes != Some(codes)) {
+            return self;
+        }
+        Scheme { format: Format::Int { bits, signed, narrow: false }, ..whole }
+    }
+
     /// The least and greatest code in use.
     pub fn bounds(&self) -> (i32, i32) {
         self.codes.unwrap_or_else(|| self.format.bounds())

@@ -13,6 +13,7 @@ use super::records::{self, Records};
 use crate::error::{Error, Result, invalid};
 use crate::graph::Value;
 use crate::op::{Dim, Fact};
+use crate::random::SplitMix;
 use crate::tensor::{DType, Tensor};
 use arrays::{Arrays, Sequences};
 
@@ -125,17 +126,17 @@ impl Dataset {
     /// the same seed gives the same order on every machine.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Dataset {
-        let mut state = seed;
-        for i in (1..self.order.len()).rev() {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut x = state;
-            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            x ^= x >> 31;
-            let below = (u128::from(x) * (i as u128 + 1)) >> 64;
-            self.order.swap(i, below as usize);
-        }
+        SplitMix::new(seed).shuffle(&mut self.order);
         self
+    }
+
+    /// The samples at these positions, as one batch.
+    ///
+    /// # Errors
+    /// If a position is out of range, or a sample cannot be read.
+    pub fn at(&self, positions: &[usize]) -> Result<Batch> {
+        let of = |&i: &usize| self.order.get(i).copied().ok_or_else(|| invalid!("there is no sample {i}"));
+        self.batch(&positions.iter().map(of).collect::<Result<Vec<_>>>()?)
     }
 
     /// The samples in batches of `size` (0 counts as 1), the last one smaller

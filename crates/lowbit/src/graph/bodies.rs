@@ -77,8 +77,12 @@ impl Graph {
                 Captured::Unread => b.absent(),
             });
         }
-        let outputs =
-            self.replay_onto(&mut b, |_, i, _| given[i], stored, |b, _, node, inputs| b.copy(node, inputs))?;
+        let outputs = self.replay_onto(
+            &mut b,
+            |_, i, _| Ok(given[i]),
+            stored,
+            |b, _, node, inputs| b.copy(node, inputs),
+        )?;
         self.finished(b, outputs)
     }
 }
@@ -98,8 +102,12 @@ impl Builder {
     /// Its outputs take the given names.
     pub(crate) fn splice(&mut self, body: &Graph, inputs: &[Var], outputs: &[&str]) -> Result<Vec<Var>> {
         let before = self.so_far().nodes.len();
-        let mut made =
-            body.replay_onto(self, |_, i, _| inputs[i], stored, |b, _, node, inputs| b.copy(node, inputs))?;
+        let mut made = body.replay_onto(
+            self,
+            |_, i, _| Ok(inputs[i]),
+            stored,
+            |b, _, node, inputs| b.copy(node, inputs),
+        )?;
         if made.len() < outputs.len() {
             return Err(invalid!("the branch has {} outputs, not {}", made.len(), outputs.len()));
         }

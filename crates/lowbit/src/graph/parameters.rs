@@ -1,8 +1,6 @@
 //! Constants as inputs, so that they can be trained, and back.
 
-use std::collections::HashMap;
-
-use super::{Graph, Value, Var, stored};
+use super::{Graph, Value};
 use crate::error::{Result, invalid};
 use crate::op::Fact;
 use crate::tensor::Tensor;
@@ -20,13 +18,13 @@ impl Graph {
     ) -> Result<(Graph, Vec<(String, Tensor)>)> {
         let mut lifted = vec![];
         let mut graph = self.replay_with(
-            |b, _, value| b.input(&value.name, value.fact.clone()),
+            |b, _, value| Ok(b.input(&value.name, value.fact.clone())),
             |b, value, t| {
                 if !is_parameter(value, t) {
-                    return b.constant(&value.name, t.clone());
+                    return Ok(b.constant(&value.name, t.clone()));
                 }
                 lifted.push((value.name.clone(), t.clone()));
-                b.input(&value.name, Fact::new(t.dtype(), t.shape().iter().copied()))
+                Ok(b.input(&value.name, Fact::new(t.dtype(), t.shape().iter().copied())))
             },
             |b, _, node, inputs| b.copy(node, inputs),
         )?;
@@ -37,36 +35,25 @@ impl Graph {
         Ok((graph, lifted))
     }
 
-    /// The graph with the inputs named in `values` as constants; the reverse of
-    /// [`Graph::lift`].
+    /// The graph with other values for the constants that `value` names.
     ///
     /// # Errors
-    /// If there is no such input, or the value is of another type or shape.
-    pub fn bind<'a>(&self, values: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<Graph> {
-        let values: HashMap<&str, &Tensor> = values.into_iter().collect();
-        for (name, t) in &values {
-            let (v, _) = self
-                .inputs()
-                .find(|(_, value)| value.name == *name)
-                .ok_or_else(|| invalid!("the graph has no input {name:?}"))?;
-            let fact = self.fact(v);
-            if fact.dtype != t.dtype() || fact.known_shape().is_none_or(|shape| shape != t.shape()) {
-                return Err(invalid!("takes {fact}, found {}{:?}", t.dtype(), t.shape()).at(*name));
+    /// If one is of another type or shape; the error names it.
+    pub fn with_constants<'a>(&self, value: impl Fn(&str) -> Option<&'a Tensor>) -> Result<Graph> {
+        for (v, _) in self.nodes() {
+            let name = &self.value(v).name;
+            if let (Some(had), Some(t)) = (self.constant(v), value(name))
+                && (had.dtype(), had.shape()) != (t.dtype(), t.shape())
+            {
+                let (a, b) = (had.dtype(), t.dtype());
+                return Err(invalid!("is {a}{:?}, found {b}{:?}", had.shape(), t.shape()).at(name));
             }
         }
         self.replay_with(
-            |b, _, value| match values.get(value.name.as_str()) {
-                Some(t) => b.constant(&value.name, (*t).clone()),
-                None => b.input(&value.name, value.fact.clone()),
-            },
-            stored,
+            |b, _, value| Ok(b.input(&value.name, value.fact.clone())),
+            |b, v, t| Ok(b.constant(&v.name, value(&v.name).unwrap_or(t).clone())),
             |b, _, node, inputs| b.copy(node, inputs),
         )
-    }
-
-    /// The input named `name`.
-    pub fn input_named(&self, name: &str) -> Option<Var> {
-        self.inputs().find(|(_, value)| value.name == name).map(|(v, _)| v)
     }
 }
 
@@ -81,7 +68,7 @@ mod tests {
     use crate::tensor::DType;
 
     #[test]
-    fn lifted_constants_come_after_the_inputs_and_are_bound_again() {
+    fn lifted_constants_come_after_the_inputs_and_others_take_their_place() {
         let mut b = Builder::default();
         let w = b.constant("w", Tensor::vector(vec![2f32, 3.]));
         let two = b.constant("two", Tensor::scalar(2f32));
@@ -94,12 +81,13 @@ mod tests {
         assert_eq!(names, ["x", "w"]);
         let x = Tensor::new(&[1, 2], vec![1f32, -1.]).unwrap();
         let run = lifted.run(&[x.clone(), values[0].1.clone()]).unwrap();
-        assert_eq!(run, graph.run(&[x]).unwrap());
-        let bound = lifted.bind(values.iter().map(|(name, t)| (name.as_str(), t))).unwrap();
-        assert_eq!(bound, graph);
+        assert_eq!(run, graph.run(std::slice::from_ref(&x)).unwrap());
+        let doubled = Tensor::vector(vec![4f32, 6.]);
+        let other = graph.with_constants(|name| (name == "w").then_some(&doubled)).unwrap();
+        assert_eq!(other.run(&[x]).unwrap(), [Tensor::new(&[1, 2], vec![6f32, -4.]).unwrap()]);
+        assert_eq!(graph.with_constants(|_| None).unwrap(), graph);
         let wrong = Tensor::vector(vec![1f32]);
-        let error = lifted.bind([("w", &wrong)]).unwrap_err().to_string();
+        let error = graph.with_constants(|name| (name == "w").then_some(&wrong)).unwrap_err().to_string();
         assert!(error.contains('w') && error.contains("[2]"), "{error}");
-        assert!(lifted.bind([("v", &wrong)]).unwrap_err().to_string().contains("no input"));
     }
 }

@@ -3,26 +3,22 @@
 use std::sync::Arc;
 
 use crate::op::{Op, Reverse};
+use crate::random::SplitMix;
 use crate::tensor::Tensor;
 
 /// An operator and operands at which its gradient is checked.
 pub struct Case {
     op: Arc<dyn Op>,
     inputs: Vec<Tensor>,
+    /// The operands, the last ones, that there is no gradient by.
+    fixed: usize,
     step: f32,
 }
 
-/// Evenly spread over -1 to 1, the same on every run (SplitMix64).
+/// Evenly spread over -1 to 1, the same on every run.
 fn random(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let draw = |_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..len).map(draw).collect()
+    let mut numbers = SplitMix::new(seed);
+    (0..len).map(|_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
 }
 
 impl Case {
@@ -31,7 +27,12 @@ impl Case {
         let input = |(i, shape): (usize, &&[usize])| {
             Tensor::new(shape, random(i as u64 + 1, shape.iter().product())).unwrap()
         };
-        Case { op: Arc::new(op), inputs: shapes.iter().enumerate().map(input).collect(), step: 1e-2 }
+        Case {
+            op: Arc::new(op),
+            inputs: shapes.iter().enumerate().map(input).collect(),
+            fixed: 0,
+            step: 1e-2,
+        }
     }
 
     /// The same with one more operand.
@@ -62,6 +63,13 @@ impl Case {
             let (own, others) = rest.split_at(t.len());
             (*t, rest) = (Tensor::new(t.shape(), own.to_vec()).unwrap(), others);
         }
+        self
+    }
+
+    /// The same with more operands, vectors that there is no gradient by.
+    pub fn and_fixed(mut self, vectors: &[&[f32]]) -> Case {
+        self.inputs.extend(vectors.iter().map(|v| Tensor::vector(v.to_vec())));
+        self.fixed += vectors.len();
         self
     }
 
@@ -140,7 +148,7 @@ pub fn check(cases: impl IntoIterator<Item = Case>) {
     let mut failures = vec![];
     for case in cases {
         let name = format!("{:?}", case.op);
-        let floats = (0..case.inputs.len())
+        let floats = (0..case.inputs.len() - case.fixed)
             .filter(|&i| case.inputs[i].slice::<f32>().is_ok() && !case.inputs[i].is_empty());
         for of in floats {
             for seed in 0..DIRECTIONS {

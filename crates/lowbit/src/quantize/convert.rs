@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::op::{Op, Quant};
 use crate::ops::cast::Widen;
+use crate::ops::clip::Clip;
 use crate::ops::lookup::LookupDequantize;
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
 use crate::ops::recurrent::{Recurrent, StateRange};
@@ -86,7 +87,8 @@ struct Converting<'a> {
 
 impl Converting<'_> {
     fn find_constants(&mut self) -> Result<()> {
-        for p in self.prepared.points.iter().filter(|p| p.role == Role::Activation) {
+        let observed = |p: &&Point| p.role == Role::Activation && p.trained.is_none();
+        for p in self.prepared.points.iter().filter(observed) {
             for r in p.observer.ranges()? {
                 if r.lo == r.hi {
                     self.findings.push(Finding::Constant { value: p.name.clone(), constant: r.lo });
@@ -101,7 +103,7 @@ impl Converting<'_> {
         if let Some(point) = op.is::<PointOp>() {
             return match self.prepared.points[point.point].role {
                 Role::Weight => Ok(inputs.to_vec()),
-                Role::Activation => Ok(vec![self.activation(b, point.point, inputs[0])?]),
+                Role::Activation => Ok(vec![self.activation(b, point, inputs[0])?]),
             };
         }
         if op.is::<DynamicOp>().is_some() || op.is::<LayerOp>().is_some() {
@@ -200,7 +202,7 @@ impl Converting<'_> {
         (self.prepared.points[p.point].role == Role::Weight).then_some((p.point, inputs[0]))
     }
 
-    fn activation(&mut self, b: &mut Builder, point: usize, x: Var) -> Result<Var> {
+    fn activation(&mut self, b: &mut Builder, &PointOp { point, moved }: &PointOp, x: Var) -> Result<Var> {
         let name = b.name(x).to_string();
         let params = self.grids[point].steps()?;
         if let Some(t) = b.so_far().constant(x) {
@@ -214,6 +216,7 @@ impl Converting<'_> {
             );
         }
         let x = implied(b, params, x).unwrap_or(x);
+        let x = if moved { x } else { clipped(b, params, x)? };
         let [scale, zero] = self.scale_and_zero(b, point)?;
         let q = b.apply(&format!("{name}_q"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
         b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
@@ -394,6 +397,27 @@ fn stored_bias(b: &mut Builder, name: &str, values: &Tensor, x_scale: f32, weigh
     let codes = b.constant(&format!("{name}_q"), params.quantize(values)?);
     let scale = b.constant(&format!("{name}_s"), params.operands().0);
     b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::along(0)), &[codes, scale])
+}
+
+/// `x` within the reals of its codes, where their element type holds more.
+fn clipped(b: &mut Builder, params: &QParams, x: Var) -> Result<Var> {
+    let scheme = params.scheme.saturating();
+    let (least, greatest) = scheme.bounds();
+    let held = (i64::from(least), i64::from(greatest));
+    if scheme.format.dtype().integer_range().is_none_or(|range| range == held) {
+        return Ok(x);
+    }
+    let real = |q: i32| (q - params.zero_point[0]) as f32 * params.scale[0];
+    let (lo, hi) = (real(least), real(greatest));
+    let name = format!("{}_clip", b.name(x));
+    let (operand, lo, hi) = match &b.so_far().node(x).kind {
+        Kind::Apply { op, inputs } => match op.quant() {
+            Quant::Clamp { lo: from, hi: to } => (inputs[0], lo.max(from), hi.min(to)),
+            _ => (x, lo, hi),
+        },
+        _ => (x, lo, hi),
+    };
+    b.apply(&name, Arc::new(Clip::new(lo, hi)), &[operand])
 }
 
 /// The operand of the activation function that makes `x`, if quantizing it

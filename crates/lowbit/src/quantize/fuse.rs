@@ -42,7 +42,8 @@ pub(crate) fn fuse_outside(graph: &Graph) -> Result<Graph> {
     let uses = graph.uses();
     graph.rebuild(|b, v, node, inputs| {
         let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
-        if (op.is::<Identity>().is_some() || op.is::<Dropout>().is_some()) && node.outputs.len() == 1 {
+        let idle = op.is::<Identity>().is_some() || op.is::<Dropout>().is_some_and(|d| d.training.is_none());
+        if idle && node.outputs.len() == 1 {
             return Ok(vec![inputs[0]]);
         }
         let Some(affine) = affine(b, node, inputs)? else { return b.copy(node, inputs) };
@@ -139,7 +140,7 @@ fn absorb(b: &mut Builder, node: &Node, v: Var, affine: &Affine) -> Result<Optio
 }
 
 /// `t` with index c of `axis` multiplied by `scale[c]`.
-fn scaled(t: &Tensor, axis: usize, scale: &[f32]) -> Result<Tensor> {
+pub(crate) fn scaled(t: &Tensor, axis: usize, scale: &[f32]) -> Result<Tensor> {
     let inner: usize = t.shape()[axis + 1..].iter().product();
     let values = t.slice::<f32>()?.iter().enumerate().map(|(i, x)| x * scale[i / inner % scale.len()]);
     Tensor::new(t.shape(), values.collect::<Vec<f32>>())

@@ -38,6 +38,8 @@ pub struct Point {
     /// For weights whose codes are chosen by the inputs of the operator: their
     /// second moments.
     pub moments: Option<InputMoments>,
+    /// Scale and zero point that training found.
+    pub trained: Option<QParams>,
     /// For weights: their values, and how scales are found.
     pub(super) source: Option<Source>,
     /// How many values of the graph are shown to it.
@@ -78,12 +80,25 @@ impl Point {
     /// # Errors
     /// If nothing has been seen, or codes stand for the values of a codebook.
     pub fn params(&self) -> Result<QParams> {
+        if let Some(params) = &self.trained {
+            return Ok(params.clone());
+        }
         match &self.source {
             Some(source) if source.search => {
                 QParams::least_squares(self.scheme, &source.values, self.importance(source).as_deref())
             }
             _ => self.observer.qparams(),
         }
+    }
+
+    /// Scale and zero point for `values` in the place of a weight's.
+    ///
+    /// # Errors
+    /// If the point is not one of a weight, or codes stand for the values of a
+    /// codebook.
+    pub(crate) fn params_of(&self, values: &Tensor) -> Result<QParams> {
+        let importance = self.source.as_ref().and_then(|source| source.importance.as_deref());
+        Ok(self.found(values, importance)?.steps()?.clone())
     }
 
     /// The values that a weight's codes stand for.

@@ -17,6 +17,7 @@ use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
 use crate::ops::recurrent::Recurrent;
 use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
+use crate::qparams::QParams;
 use crate::scheme::Granularity;
 use crate::tensor::{DType, Tensor};
 
@@ -205,6 +206,7 @@ impl Preparing<'_> {
                     observer: AnyObserver::new(spec.observer, scheme)?,
                     means: None,
                     moments: None,
+                    trained: None,
                     source: None,
                     sites: 0,
                 });
@@ -250,7 +252,17 @@ impl Preparing<'_> {
         };
         let source = Some(Source { values: t.clone(), search, observer: config, importance });
         let (role, point) = (Role::Weight, format!("{name}_point"));
-        self.points.push(Point { name, role, scheme, observer, means, moments, source, sites: 0 });
+        self.points.push(Point {
+            name,
+            role,
+            scheme,
+            observer,
+            means,
+            moments,
+            trained: None,
+            source,
+            sites: 0,
+        });
         let op = PointOp { point: self.points.len() - 1, moved: true };
         b.apply(&point, Arc::new(op), &[new])
     }
@@ -262,6 +274,7 @@ impl Prepared {
     /// data that they are multiplied with.
     fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
         let reads: Vec<bool> = points.iter().map(|p| p.means.is_some() || p.moments.is_some()).collect();
+        points.iter_mut().for_each(|p| p.sites = 0);
         let mut watches: HashMap<Var, Vec<Watch>> = HashMap::new();
         let mut watch = |v: Var, point: usize| {
             watches.entry(v).or_default().push(Watch { point, site: points[point].sites });
@@ -300,6 +313,31 @@ impl Prepared {
         graph.run_with(batch, |v, _, value| {
             watches.get(&v).into_iter().flatten().try_for_each(|w| points[w.point].observe(value))
         })
+    }
+
+    /// The same points, with other constants under the same names, and the
+    /// scales and zero points that training found. Codes are then the nearest
+    /// ones: what data had to say, training has heard.
+    pub(crate) fn trained<'a>(
+        &self,
+        constant: impl Fn(&str) -> Option<&'a Tensor>,
+        params: impl IntoIterator<Item = Option<QParams>>,
+    ) -> Result<Prepared> {
+        let mut points = self.points.clone();
+        for (point, params) in points.iter_mut().zip(params) {
+            (point.trained, point.means, point.moments) = (params, None, None);
+        }
+        let graph = self.graph.with_constants(constant)?;
+        for (_, _, op, inputs) in graph.applied() {
+            let Some(PointOp { point, .. }) = op.is() else { continue };
+            let point = &mut points[*point];
+            if let (Some(source), Some(t)) = (&mut point.source, graph.constant(inputs[0])) {
+                source.values = t.clone();
+                point.observer = AnyObserver::new(source.observer, point.scheme)?;
+                point.observer.observe(t).map_err(|e| e.at(&point.name))?;
+            }
+        }
+        Ok(Prepared::watching(graph, points))
     }
 
     pub(super) fn parts(&mut self) -> (&Graph, &mut Vec<Point>, &HashMap<Var, Vec<Watch>>) {
