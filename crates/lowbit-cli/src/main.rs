@@ -13,6 +13,7 @@ mod interrupt;
 mod model;
 mod output;
 mod progress;
+mod qat;
 mod quantize;
 mod run;
 mod table;
@@ -34,6 +35,7 @@ use output::Output;
 Start here:
   lowbit demo                                      quantize a small model that is built in
   lowbit quantize model.onnx --data images/        make model.int8.onnx
+  lowbit qat model.onnx --data images/             train it to lose less, without labels
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
   lowbit compare model.onnx model.int8.onnx --data d   find the layer that hurts
 
@@ -51,6 +53,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Quantize(quantize::Args),
+    Qat(qat::Args),
     Run(run::Args),
     Eval(eval::Args),
     Compare(compare::Args),
@@ -75,6 +78,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
     lowbit_kernels::Kernels::select().map_err(|message| anyhow!(message))?;
     match command {
         Command::Quantize(args) => quantize::run(args),
+        Command::Qat(args) => qat::run(args),
         Command::Run(args) => run::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(args),

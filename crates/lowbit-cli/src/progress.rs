@@ -27,6 +27,15 @@ impl Progress {
         interrupt::check()
     }
 
+    /// Prints a line above the bar.
+    pub fn say(&self, line: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
     /// One more step is done; an error once Ctrl-C was pressed.
     pub fn step(&self) -> lowbit::Result<()> {
         self.bar.inc(1);

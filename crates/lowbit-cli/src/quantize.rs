@@ -153,33 +153,34 @@ fn calibrator(text: &str) -> Result<ObserverConfig, String> {
     }
 }
 
-impl Args {
-    fn output(&self) -> anyhow::Result<PathBuf> {
-        let output = self.output.clone().unwrap_or_else(|| {
-            let format = self.weights.unwrap_or(Format::INT8);
-            self.model.with_extension(format!("{format}.onnx"))
-        });
-        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            bail!("{}: the folder {} does not exist; make it first", output.display(), folder.display());
-        }
-        if output.is_dir() {
-            bail!("{}: is a folder; give a file name", output.display());
-        }
-        if let (Ok(a), Ok(b)) = (fs::canonicalize(&output), fs::canonicalize(&self.model))
-            && a == b
-        {
-            bail!("{}: would overwrite the float model; give another name", output.display());
-        }
-        Ok(output)
-    }
+/// The rules of a file.
+pub fn read_config(path: &Path) -> lowbit::Result<QConfigMapping> {
+    let text = fs::read_to_string(path).map_err(|e| lowbit::Error::io(path, e))?;
+    QConfigMapping::from_toml(&text).map_err(|e| e.at(path.display().to_string()))
+}
 
+/// Where a model made of `model` is written: `given`, or beside it with this ending.
+pub fn output_of(given: Option<&PathBuf>, model: &Path, ending: &str) -> anyhow::Result<PathBuf> {
+    let output = given.cloned().unwrap_or_else(|| model.with_extension(ending));
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("{}: the folder {} does not exist; make it first", output.display(), folder.display());
+    }
+    if output.is_dir() {
+        bail!("{}: is a folder; give a file name", output.display());
+    }
+    if let (Ok(a), Ok(b)) = (fs::canonicalize(&output), fs::canonicalize(model))
+        && a == b
+    {
+        bail!("{}: would overwrite the float model; give another name", output.display());
+    }
+    Ok(output)
+}
+
+impl Args {
     fn mapping(&self) -> lowbit::Result<QConfigMapping> {
         let mapping = match &self.config {
-            Some(path) => {
-                let text = fs::read_to_string(path).map_err(|e| lowbit::Error::io(path, e))?;
-                QConfigMapping::from_toml(&text).map_err(|e| e.at(path.display().to_string()))?
-            }
+            Some(path) => read_config(path)?,
             None => {
                 let mut q = preset(self.preset.as_deref().unwrap_or(self.method.preset()))?;
                 let name = self.preset.as_deref().unwrap_or_default();
@@ -312,7 +313,8 @@ struct Summary<'a> {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Output> {
     let start = Instant::now();
-    let output = args.output()?;
+    let ending = format!("{}.onnx", args.weights.unwrap_or(Format::INT8));
+    let output = output_of(args.output.as_ref(), &args.model, &ending)?;
     let mapping = args.mapping()?;
     let float = onnx::load(&args.model)?;
     if !lowbit::analysis::Quantized::all(&float)?.is_empty() {

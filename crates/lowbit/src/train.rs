@@ -8,6 +8,7 @@
 //! what [`Qat::convert`] writes. [`Training`] is the loop around both; it goes on
 //! from a checkpoint with the same bytes.
 
+mod agreement;
 mod fake;
 mod fold;
 mod loss;
@@ -18,6 +19,7 @@ mod ranges;
 mod schedule;
 mod training;
 
+pub use agreement::Agreement;
 pub use fake::{FakeQuantize, StepGradient};
 pub use fold::FoldBatchNorm;
 pub use loss::Loss;

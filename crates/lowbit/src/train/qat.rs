@@ -163,12 +163,13 @@ impl Qat {
         Ok(network)
     }
 
-    /// The outputs as the converted model computes them, in float.
+    /// The network whose outputs are those of the converted model, computed in
+    /// float: everything is quantized, nothing observed.
     ///
     /// # Errors
-    /// If the batch does not fit the model.
-    pub fn run(&self, data: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.assembled(Phase { fake_quantize: true, observe: false, batch_statistics: false })?.run(data)
+    /// None that a network of this model has.
+    pub fn simulation(&self) -> Result<Network> {
+        self.assembled(Phase { fake_quantize: true, observe: false, batch_statistics: false })
     }
 
     /// The float model with the weights trained so far.

@@ -174,7 +174,7 @@ impl<L: Learner> Training<L> {
         &mut self,
         data: &Dataset,
         target: &Target,
-        progress: &mut dyn FnMut(&Training<L>, &Progress) -> Result<()>,
+        progress: &mut dyn FnMut(&mut Training<L>, &Progress) -> Result<()>,
     ) -> Result<()> {
         let batch = self.options.batch.min(data.len());
         if batch == 0 {
@@ -330,7 +330,7 @@ fn losses(
 }
 
 /// The greatest score of each sample.
-fn best(scores: &Tensor, samples: usize) -> Option<Vec<usize>> {
+pub(super) fn best(scores: &Tensor, samples: usize) -> Option<Vec<usize>> {
     let scores = scores.slice::<f32>().ok()?;
     let classes = scores.len().checked_div(samples).filter(|&n| n > 1)?;
     let of =

@@ -147,7 +147,8 @@ fn what_is_trained_is_what_runs() {
         let losses = train(&mut qat, &float, 12);
         assert!(losses.iter().all(|l| l.is_finite()), "{what}: {losses:?}");
         let converted = qat.convert().unwrap().graph;
-        let (simulated, converts) = (qat.run(&batch(20)).unwrap(), converted.run(&batch(20)).unwrap());
+        let (simulated, converts) =
+            (qat.simulation().unwrap().run(&batch(20)).unwrap(), converted.run(&batch(20)).unwrap());
         assert_eq!(simulated, converts, "{what}");
         assert_ne!(before, converts, "{what}: nothing was learned");
         let session = Session::compile(&converted).unwrap();
