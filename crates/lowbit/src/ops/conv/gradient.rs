@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::op::Reverse;
 use crate::ops::conv_transpose;
 use crate::ops::window::Axis;
+use crate::parallel;
 use crate::tensor::Tensor;
 use crate::tensor::buffers::buffer;
 
@@ -105,7 +106,7 @@ fn by_input(dy: &[f32], w: &[f32], g: &Geometry) -> Vec<f32> {
             out_channels: g.in_channels,
             axes: of.map(|p| p.axis),
         };
-        let made = if adjoint.taps() == 0 || g.outputs() == 0 {
+        let made = if adjoint.taps() == 0 || g.outputs() == 0 || w.is_empty() {
             None
         } else {
             Some(convolve(dy, &reversed(w, g, of), None, Bounds::NONE, &adjoint))
@@ -126,12 +127,21 @@ fn reversed(w: &[f32], g: &Geometry, [d, h, v]: [&Phase; 3]) -> Vec<f32> {
     for (d, h) in d.taps.iter().flat_map(|d| h.taps.iter().map(move |h| (d, h))) {
         taps.extend(v.taps.iter().map(|v| (d * height.kernel + h) * width.kernel + v));
     }
-    let mut out = Vec::with_capacity(g.group * g.in_channels * g.out_channels * taps.len());
-    for (group, c) in (0..g.group).flat_map(|group| (0..g.in_channels).map(move |c| (group, c))) {
-        for m in 0..g.out_channels {
-            let w = &w[((group * g.out_channels + m) * g.in_channels + c) * g.taps()..];
-            out.extend(taps.iter().map(|&t| w[t]));
-        }
+    // Channels together: what is read of each output channel is one run.
+    const TOGETHER: usize = 16;
+    let (c, m, all) = (g.in_channels, g.out_channels, g.taps());
+    let each = m * taps.len();
+    let mut out = buffer(g.group * c * each);
+    for (w, out) in w.chunks_exact(m * c * all).zip(out.chunks_exact_mut(c * each)) {
+        parallel::chunks(out, TOGETHER * each, |i, out| {
+            for (o, w) in w.chunks_exact(c * all).enumerate() {
+                let w = w[i * TOGETHER * all..].chunks_exact(all);
+                for (w, out) in w.zip(out.chunks_exact_mut(each)) {
+                    let out = &mut out[o * taps.len()..][..taps.len()];
+                    out.iter_mut().zip(&taps).for_each(|(out, t)| *out = w[*t]);
+                }
+            }
+        });
     }
     out
 }
