@@ -1,5 +1,5 @@
-//! Value names, unique in a finished graph, and different in its bodies from
-//! those of the graphs around them.
+//! Names of values and of nodes, each unique in a finished graph; those of values
+//! in its bodies are different from those of the graphs around them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,8 +7,8 @@ use super::{Graph, Kind, Var};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// Gives values that share a name a suffix each (`_1`, `_2` ...). Inputs and
-/// outputs keep theirs; of the others the first does.
+/// Gives values that share a name a suffix each (`_1`, `_2` ...), and nodes that do
+/// another. Inputs and outputs keep theirs; of the others the first does.
 ///
 /// In the bodies of operators, inputs that capture a value have its name, and
 /// other values get a suffix where a graph around them has their name; a
@@ -26,7 +26,11 @@ fn in_one_graph(mut graph: Graph) -> Graph {
     for v in &fixed {
         next.insert(graph.value(*v).name.clone(), 1);
     }
+    let mut next_node: HashMap<String, usize> = HashMap::new();
     for node in 0..graph.nodes.len() {
+        if matches!(graph.nodes[node].kind, Kind::Apply { .. }) && !graph.nodes[node].name.is_empty() {
+            graph.nodes[node].name = free(&mut next_node, &graph.nodes[node].name);
+        }
         for slot in 0..graph.nodes[node].outputs.len() {
             let value = &graph.nodes[node].outputs[slot];
             if value.name.is_empty() || fixed.contains(&Var { node, slot }) {
@@ -130,4 +134,37 @@ pub(crate) fn is_same(a: &Tensor, b: &Tensor) -> bool {
         _ => false,
     };
     (a.dtype(), a.shape()) == (b.dtype(), b.shape()) && (shared || a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::graph::{Builder, Graph};
+    use crate::op::Fact;
+    use crate::ops::unary::Unary;
+    use crate::tensor::DType;
+
+    #[test]
+    fn nodes_and_values_that_share_a_name_are_told_apart() {
+        let mut b = Builder::default();
+        let mut v = b.input("relu", Fact::new(DType::F32, [2usize]));
+        for name in ["relu", "relu", "tanh", "relu", "tanh"] {
+            v = b.apply(name, Arc::new(Unary::Relu), &[v]).unwrap();
+        }
+        let graph = b.finish([("relu_1".to_string(), v)]).unwrap();
+        let names = |graph: &Graph| -> Vec<(String, String)> {
+            graph.applied().map(|(_, n, ..)| (n.name.clone(), n.outputs[0].name.clone())).collect()
+        };
+        let want = [
+            ("relu", "relu_2"),
+            ("relu_1", "relu_3"),
+            ("tanh", "tanh"),
+            ("relu_2", "relu_4"),
+            ("tanh_1", "relu_1"),
+        ];
+        assert_eq!(names(&graph), want.map(|(node, value)| (node.to_string(), value.to_string())));
+        let again = graph.rebuild(|b, _, node, inputs| b.copy(node, inputs)).unwrap();
+        assert_eq!(names(&again), names(&graph));
+    }
 }
