@@ -42,6 +42,7 @@
 //! - [`op`], [`ops`], [`graph`], [`onnx`]: operators, graphs of them, and files.
 //! - [`qconfig`], [`quantize`]: which node is quantized how, and the stages
 //!   fuse, prepare, calibrate, convert.
+//! - [`nn`]: models written in Rust, and their quantization in eager mode.
 //! - [`passes`]: what readies a float graph for quantization.
 //! - [`session`]: the int8 engine.
 //! - [`data`], [`train`], [`analysis`]: samples from files; training, also of
@@ -70,6 +71,8 @@ pub mod onnx;
 
 pub mod qconfig;
 pub mod quantize;
+
+pub mod nn;
 
 pub mod passes;
 

@@ -256,6 +256,16 @@ impl Target {
         graph.applied().any(|(_, _, op, _)| op.bodies().iter().any(of))
     }
 
+    /// Whether it is about the module at `path`, which is an operator of type `kind`.
+    pub(crate) fn matches_module(&self, path: &str, kind: &str) -> bool {
+        match self {
+            Target::All => true,
+            Target::Op(name) => name == kind,
+            Target::Name(glob) => glob.is_match(path),
+            Target::Regex(regex) => regex.is_match(path),
+        }
+    }
+
     fn matches(&self, node: &Node, op: &dyn Op) -> bool {
         let mut names = std::iter::once(&node.name).chain(node.outputs.iter().map(|o| &o.name));
         match self {
@@ -371,6 +381,28 @@ impl QConfigMapping {
         toml::to_string_pretty(self).map_err(|e| invalid!("{e}"))
     }
 
+    /// The configuration of the module at `path`, of the type `kind`.
+    ///
+    /// # Errors
+    /// If it is inconsistent; the error names the rule.
+    pub(crate) fn of_module(&self, path: &str, kind: &str) -> Result<Option<&QConfig>> {
+        let Some(rule) = self.rules.iter().rev().find(|rule| rule.target.matches_module(path, kind)) else {
+            return Ok(None);
+        };
+        rule.check_config().map_err(|e| e.at(path).at(format!("rule {}", rule.target)))?;
+        Ok(rule.qconfig.as_ref())
+    }
+
+    /// Checks that no rule asks the module at `path`, which is the operator `op`, by
+    /// name or type for what it cannot do.
+    ///
+    /// # Errors
+    /// If one does; the error names the rule.
+    pub(crate) fn check_module(&self, path: &str, op: &dyn Op) -> Result<()> {
+        let mut rules = self.rules.iter().filter(|rule| rule.target.matches_module(path, op.name()));
+        rules.try_for_each(|rule| rule.check(op).map_err(|e| e.at(path).at(format!("rule {}", rule.target))))
+    }
+
     /// The configuration of every operator node, in evaluation order.
     ///
     /// # Errors
@@ -399,6 +431,18 @@ impl QConfigMapping {
 impl Rule {
     /// Checks that a node can do what the rule asks of it.
     fn check(&self, op: &dyn Op) -> Result<()> {
+        self.check_config()?;
+        if self.qconfig.is_some() && self.target.is_one_kind() && op.quant() == Quant::Float {
+            return Err(Error::unsupported(
+                op.name(),
+                "quantization of it (leave it in float: float = true)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that what the rule asks for is consistent.
+    fn check_config(&self) -> Result<()> {
         let Some(q) = &self.qconfig else { return Ok(()) };
         if let Some(activation) = &q.activation {
             check_activation(activation).map_err(|e| e.at("activation"))?;
@@ -414,12 +458,6 @@ impl Rule {
             return Err(
                 invalid!("{format} is for weights beside float activations: weight-only = true").at("weight")
             );
-        }
-        if self.target.is_one_kind() && op.quant() == Quant::Float {
-            return Err(Error::unsupported(
-                op.name(),
-                "quantization of it (leave it in float: float = true)",
-            ));
         }
         Ok(())
     }

@@ -217,9 +217,8 @@ impl Converting<'_> {
         }
         let x = implied(b, params, x).unwrap_or(x);
         let x = if moved { x } else { clipped(b, params, x)? };
-        let [scale, zero] = self.scale_and_zero(b, point)?;
-        let q = b.apply(&format!("{name}_q"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
-        b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
+        let operands = self.scale_and_zero(b, point)?;
+        quantized(b, &name, x, operands)
     }
 
     fn scale_and_zero(&mut self, b: &mut Builder, point: usize) -> Result<[Var; 2]> {
@@ -232,31 +231,20 @@ impl Converting<'_> {
 
     fn weighted(&mut self, b: &mut Builder, node: &Node, inputs: &mut Vec<Var>, at: Weighted) -> Result<()> {
         let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(()) };
-        let mut grid = self.grids[at.point].clone();
-        let bias = at.bias.and_then(|i| IntegerBias::find(b, node, inputs, i));
-        if let (Some(IntegerBias { x_scale, values: Some(values), .. }), Grid::Steps(params)) =
-            (&bias, &mut grid)
-        {
-            self.widen_for_bias(node, params, *x_scale, values);
-        }
         let point = &self.prepared.points[at.point];
-        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, &grid));
-        let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
-        let values = rounded.as_ref().unwrap_or(weight);
+        let bias = at.bias.and_then(|i| IntegerBias::find(b, &node.name, inputs, i));
+        let beside = bias.as_ref().map(|bias| (bias.x_scale, bias.values.as_deref()));
+        let settled = Settled::new(point, self.grids[at.point].clone(), weight, at.axis, beside)?;
+        if !settled.enlarged.is_empty() {
+            let (node, channels) = (node.name.clone(), settled.enlarged.clone());
+            self.findings.push(Finding::BiasOverflow { node, channels });
+        }
+        let values = settled.values.as_ref().unwrap_or(weight);
         inputs[at.w] = self
-            .stored_weight(b, &at, values, rounded.is_some(), &grid)
+            .stored_weight(b, &at, values, settled.values.is_some(), &settled.grid)
             .map_err(|e| e.at(&point.name).at(&node.name))?;
-        let Some(bias) = bias else { return Ok(()) };
-        let params = grid.steps()?;
-        let lost = match &point.means {
-            Some(means) => means.correction(weight, &params.fake_quantize(values)?, at.axis)?,
-            None => None,
-        };
-        let corrected = match (bias.values, lost) {
-            (Some(values), Some(lost)) => Some(values.iter().zip(lost).map(|(b, lost)| b + lost).collect()),
-            (values, lost) => values.or(lost),
-        };
-        if let Some(values) = corrected {
+        if let (Some(bias), Some(values)) = (bias, settled.bias) {
+            let params = settled.grid.steps()?;
             let v = stored_bias(b, &bias.name, &Tensor::vector(values), bias.x_scale, params)?;
             match inputs.get_mut(bias.operand) {
                 Some(input) => *input = v,
@@ -264,26 +252,6 @@ impl Converting<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Enlarges the scale of channels whose bias would not fit into i32
-    /// (docs/quantization.md, equation 5).
-    fn widen_for_bias(&mut self, node: &Node, params: &mut QParams, x_scale: f32, bias: &[f32]) {
-        // Room for the accumulated products beside the bias.
-        const MOST: f64 = (1u32 << 30) as f64;
-        let channels = params.scale.len();
-        let mut enlarged = vec![];
-        for (c, b) in bias.iter().enumerate() {
-            let scale = &mut params.scale[if channels == 1 { 0 } else { c }];
-            let least = f64::from(b.abs()) / (f64::from(x_scale) * MOST);
-            if f64::from(*scale) < least {
-                *scale = least as f32;
-                enlarged.push(c);
-            }
-        }
-        if !enlarged.is_empty() {
-            self.findings.push(Finding::BiasOverflow { node: node.name.clone(), channels: enlarged });
-        }
     }
 
     /// The dequantized codes nearest to `values`, which are the weight or
@@ -308,44 +276,123 @@ impl Converting<'_> {
             n => format!("_{n}"),
         };
         let part = |part: &str| format!("{name}_{part}{copy}");
-        let codes = b.constant(&part("q"), grid.quantize(values)?);
-        let v = if grid.scheme().format == Format::FP16 {
-            b.apply(&part("dq"), Arc::new(Widen), &[codes])?
-        } else {
-            let granularity = grid.scheme().granularity;
-            let shape = granularity.groups(values.shape())?.scale_shape().to_vec();
-            let scale = b.constant(&part("s"), Tensor::new(&shape, grid.scale().to_vec())?);
-            let (axis, block) = match granularity {
-                Granularity::Tensor => (DequantizeLinear::default().axis, 0),
-                Granularity::Axis(axis) => (axis as i64, 0),
-                Granularity::Block { axis, size } => (axis as i64, size),
-            };
-            match grid {
-                Grid::Lookup(book) => {
-                    let list = b.constant(&part("c"), book.operand());
-                    let op = LookupDequantize { axis, block };
-                    b.apply(&part("dq"), Arc::new(op), &[codes, list, scale])?
-                }
-                Grid::Steps(params) => {
-                    // Zero points are written where they are 0 too: some runtimes take a
-                    // missing one as a scalar and refuse it beside scales per channel.
-                    let zero = self.zeros.stored(b, params.operands().1.reshaped(&shape)?);
-                    let op = DequantizeLinear { block, ..DequantizeLinear::along(axis) };
-                    b.apply(&part("dq"), Arc::new(op), &[codes, scale, zero])?
-                }
-            }
-        };
+        let v = dequantized(b, &mut self.zeros, part, grid.quantize(values)?, grid)?;
         self.weights.insert(key, v);
         Ok(v)
     }
 }
 
+/// The values of a weight's codes, in operators whose constants are named by `part`.
+pub(crate) fn dequantized(
+    b: &mut Builder,
+    zeros: &mut ZeroPoints,
+    part: impl Fn(&str) -> String,
+    codes: Tensor,
+    grid: &Grid,
+) -> Result<Var> {
+    let granularity = grid.scheme().granularity;
+    let shape = granularity.groups(codes.shape())?.scale_shape().to_vec();
+    let codes = b.constant(&part("q"), codes);
+    if grid.scheme().format == Format::FP16 {
+        return b.apply(&part("dq"), Arc::new(Widen), &[codes]);
+    }
+    let scale = b.constant(&part("s"), Tensor::new(&shape, grid.scale().to_vec())?);
+    let (axis, block) = match granularity {
+        Granularity::Tensor => (DequantizeLinear::default().axis, 0),
+        Granularity::Axis(axis) => (axis as i64, 0),
+        Granularity::Block { axis, size } => (axis as i64, size),
+    };
+    match grid {
+        Grid::Lookup(book) => {
+            let list = b.constant(&part("c"), book.operand());
+            let op = LookupDequantize { axis, block };
+            b.apply(&part("dq"), Arc::new(op), &[codes, list, scale])
+        }
+        Grid::Steps(params) => {
+            // Zero points are written where they are 0 too: some runtimes take a
+            // missing one as a scalar and refuse it beside scales per channel.
+            let zero = zeros.stored(b, params.operands().1.reshaped(&shape)?);
+            let op = DequantizeLinear { block, ..DequantizeLinear::along(axis) };
+            b.apply(&part("dq"), Arc::new(op), &[codes, scale, zero])
+        }
+    }
+}
+
+/// A weight as it will be stored, and the bias beside it.
+pub(crate) struct Settled {
+    /// The steps, enlarged where the bias would not fit into i32.
+    pub grid: Grid,
+    /// What the nearest codes are taken of, where that is not the weight.
+    pub values: Option<Tensor>,
+    /// The bias, if there is one or has to be.
+    pub bias: Option<Vec<f32>>,
+    /// The channels whose steps were enlarged.
+    pub enlarged: Vec<usize>,
+}
+
+impl Settled {
+    /// `weight` with channels along `axis`, whose point this is, in steps of `grid`;
+    /// `beside` is the scale of its operator's input, and the values of its bias, where
+    /// the bias can be kept in i32.
+    pub fn new(
+        point: &Point,
+        mut grid: Grid,
+        weight: &Tensor,
+        axis: usize,
+        beside: Option<(f32, Option<&[f32]>)>,
+    ) -> Result<Settled> {
+        let mut enlarged = vec![];
+        if let (Some((x_scale, Some(bias))), Grid::Steps(params)) = (beside, &mut grid) {
+            enlarged = widen_for_bias(params, x_scale, bias);
+        }
+        let values = point.moments.as_ref().map(|moments| moments.rounded(weight, &grid));
+        let values = values.transpose().map_err(|e| e.at(&point.name))?;
+        let Some((_, bias)) = beside else { return Ok(Settled { grid, values, bias: None, enlarged }) };
+        let lost = match &point.means {
+            Some(means) => {
+                let stored = grid.steps()?.fake_quantize(values.as_ref().unwrap_or(weight))?;
+                means.correction(weight, &stored, axis)?
+            }
+            None => None,
+        };
+        let bias = match (bias, lost) {
+            (Some(bias), Some(lost)) => Some(bias.iter().zip(lost).map(|(b, lost)| b + lost).collect()),
+            (bias, lost) => bias.map(<[f32]>::to_vec).or(lost),
+        };
+        Ok(Settled { grid, values, bias, enlarged })
+    }
+}
+
+/// Enlarges the scale of channels whose bias would not fit into i32
+/// (docs/quantization.md, equation 5), and says which.
+fn widen_for_bias(params: &mut QParams, x_scale: f32, bias: &[f32]) -> Vec<usize> {
+    // Room for the accumulated products beside the bias.
+    const MOST: f64 = (1u32 << 30) as f64;
+    let channels = params.scale.len();
+    let mut enlarged = vec![];
+    for (c, b) in bias.iter().enumerate() {
+        let scale = &mut params.scale[if channels == 1 { 0 } else { c }];
+        let least = f64::from(b.abs()) / (f64::from(x_scale) * MOST);
+        if f64::from(*scale) < least {
+            *scale = least as f32;
+            enlarged.push(c);
+        }
+    }
+    enlarged
+}
+
+/// `x` quantized and dequantized, with this scale and zero point.
+pub(crate) fn quantized(b: &mut Builder, name: &str, x: Var, [scale, zero]: [Var; 2]) -> Result<Var> {
+    let q = b.apply(&format!("{name}_q"), Arc::new(QuantizeLinear::default()), &[x, scale, zero])?;
+    b.apply(&format!("{name}_dq"), Arc::new(DequantizeLinear::default()), &[q, scale, zero])
+}
+
 /// The zero points that are stored, once for each type, shape and values.
 #[derive(Default)]
-struct ZeroPoints(HashMap<(DType, Vec<usize>, Vec<u8>), Var>);
+pub(crate) struct ZeroPoints(HashMap<(DType, Vec<usize>, Vec<u8>), Var>);
 
 impl ZeroPoints {
-    fn stored(&mut self, b: &mut Builder, zero: Tensor) -> Var {
+    pub fn stored(&mut self, b: &mut Builder, zero: Tensor) -> Var {
         let key = (zero.dtype(), zero.shape().to_vec(), zero.to_bytes());
         *self.0.entry(key).or_insert_with(|| b.constant("zp", zero))
     }
@@ -362,20 +409,25 @@ struct Weighted {
 
 /// A bias that can be kept in i32: the operator's input has one scale, and the
 /// bias is a constant with one value a channel, or not there yet.
-struct IntegerBias {
-    operand: usize,
-    x_scale: f32,
-    name: String,
-    values: Option<Vec<f32>>,
+pub(crate) struct IntegerBias {
+    /// The input of the operator.
+    pub operand: usize,
+    /// The scale of the operator's first input.
+    pub x_scale: f32,
+    /// The bias's name.
+    pub name: String,
+    /// Its values, if it is there.
+    pub values: Option<Vec<f32>>,
 }
 
 impl IntegerBias {
-    fn find(b: &Builder, node: &Node, inputs: &[Var], operand: usize) -> Option<IntegerBias> {
+    /// The bias that is input `operand` of the node called `node`.
+    pub fn find(b: &Builder, node: &str, inputs: &[Var], operand: usize) -> Option<IntegerBias> {
         let graph = b.so_far();
         let (_, quantized) = graph.made_by::<DequantizeLinear>(inputs[0])?;
         let x_scale = graph.constant(quantized[1])?.item::<f32>().ok()?;
         let Some(v) = inputs.get(operand).filter(|v| !graph.fact(**v).is_absent()) else {
-            let name = format!("{}.bias", node.name);
+            let name = format!("{node}.bias");
             return Some(IntegerBias { operand, x_scale, name, values: None });
         };
         let values = graph.constant(*v).filter(|t| t.rank() == 1)?.to_f32().ok()?;
@@ -384,7 +436,13 @@ impl IntegerBias {
 }
 
 /// The bias in i32 at scale `s_x s_w[c]` (docs/quantization.md, equation 5), dequantized.
-fn stored_bias(b: &mut Builder, name: &str, values: &Tensor, x_scale: f32, weight: &QParams) -> Result<Var> {
+pub(crate) fn stored_bias(
+    b: &mut Builder,
+    name: &str,
+    values: &Tensor,
+    x_scale: f32,
+    weight: &QParams,
+) -> Result<Var> {
     let per_channel = weight.scale.len() > 1;
     let scheme = Scheme {
         format: Format::INT32,
@@ -422,7 +480,7 @@ fn clipped(b: &mut Builder, params: &QParams, x: Var) -> Result<Var> {
 
 /// The operand of the activation function that makes `x`, if quantizing it
 /// gives the same codes: no code lies outside the function's range.
-fn implied(b: &Builder, params: &QParams, x: Var) -> Option<Var> {
+pub(crate) fn implied(b: &Builder, params: &QParams, x: Var) -> Option<Var> {
     let Kind::Apply { op, inputs } = &b.so_far().node(x).kind else { return None };
     let Quant::Clamp { lo, hi } = op.quant() else { return None };
     let (least, greatest) = params.scheme.bounds();

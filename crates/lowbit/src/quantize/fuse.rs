@@ -125,18 +125,28 @@ fn absorb(b: &mut Builder, node: &Node, v: Var, affine: &Affine) -> Result<Optio
             _ => return Ok(None),
         },
     };
-    let new_weight = scaled(weight, axis, &affine.scale)?;
-    let new_bias: Vec<f32> = old_bias
-        .iter()
-        .zip(affine.scale.iter().zip(&affine.shift))
-        .map(|(b, (scale, shift))| (f64::from(*b) * f64::from(*scale) + f64::from(*shift)) as f32)
-        .collect();
+    let (new_weight, new_bias) = folded(weight, axis, &old_bias, (&affine.scale, &affine.shift))?;
     let (weight_name, bias_name) = (b.name(inputs[w]).to_string(), given.map(|v| b.name(*v).to_string()));
     let bias_name = bias_name.unwrap_or_else(|| format!("{}.bias", linear.name));
     let operands =
         [inputs[0], b.constant(&weight_name, new_weight), b.constant(&bias_name, Tensor::vector(new_bias))];
     let output = [node.outputs[0].name.as_str()];
     b.apply_all(&linear.name, op, &operands, &output).map(Some)
+}
+
+/// Weight, with channels along `axis`, and bias of a linear operator whose results
+/// are multiplied by `scale[c]`, and `shift[c]` added to them.
+pub(crate) fn folded(
+    weight: &Tensor,
+    axis: usize,
+    bias: &[f32],
+    (scale, shift): (&[f32], &[f32]),
+) -> Result<(Tensor, Vec<f32>)> {
+    let bias = bias
+        .iter()
+        .zip(scale.iter().zip(shift))
+        .map(|(b, (scale, shift))| (f64::from(*b) * f64::from(*scale) + f64::from(*shift)) as f32);
+    Ok((scaled(weight, axis, scale)?, bias.collect()))
 }
 
 /// `t` with index c of `axis` multiplied by `scale[c]`.

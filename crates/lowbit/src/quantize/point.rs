@@ -1,14 +1,15 @@
 //! Where values are quantized.
 
-use super::gptq::InputMoments;
+use super::gptq::{InputMoments, Layer};
 use super::grid::Grid;
 use super::means::InputMeans;
 use crate::codebook::Codebook;
 use crate::error::{Result, invalid};
 use crate::observer::{AnyObserver, ObserverConfig};
-use crate::op::Attribute;
+use crate::op::{Attribute, Op};
+use crate::qconfig::{Rounding, Spec};
 use crate::qparams::QParams;
-use crate::scheme::{Format, Scheme};
+use crate::scheme::{Format, Granularity, Scheme};
 use crate::tensor::Tensor;
 
 /// What a point's values are.
@@ -59,6 +60,58 @@ pub(super) struct Source {
 }
 
 impl Point {
+    /// A point of values that change from run to run.
+    ///
+    /// # Errors
+    /// If the spec is inconsistent.
+    pub(crate) fn of_activation(name: &str, spec: &Spec) -> Result<Point> {
+        let scheme = spec.scheme(None);
+        Ok(Point {
+            name: name.into(),
+            role: Role::Activation,
+            scheme,
+            observer: AnyObserver::new(spec.observer, scheme)?,
+            means: None,
+            moments: None,
+            trained: None,
+            source: None,
+            sites: 0,
+        })
+    }
+
+    /// The point of the weight `t` of `op`, whose channels lie along `axis`, observed.
+    /// `gains` is what the operator's inputs were multiplied with before, if known.
+    ///
+    /// # Errors
+    /// If the weight cannot be observed (NaN).
+    pub(crate) fn of_weight(
+        name: &str,
+        t: &Tensor,
+        spec: &Spec,
+        axis: usize,
+        op: &dyn Op,
+        gains: impl FnOnce() -> Option<Vec<f32>>,
+    ) -> Result<Point> {
+        let scheme = spec.scheme(Some(axis));
+        let few = spec.format.bits() < 8 || matches!(scheme.granularity, Granularity::Block { .. });
+        let search = spec.observer == ObserverConfig::Mse && few;
+        let config = if search { ObserverConfig::MinMax } else { spec.observer };
+        let mut observer = AnyObserver::new(config, scheme).map_err(|e| e.at(name))?;
+        observer.observe(t).map_err(|e| e.at(name))?;
+        let channels = op.name().contains("Conv").then_some(1);
+        let means = spec.correct_bias.then(|| InputMeans::new(channels));
+        let layer = Layer::new(op, t.shape());
+        let importance =
+            layer.as_ref().filter(|_| search).and_then(|layer| gains().map(|g| layer.spread(&g)));
+        let moments = match spec.rounding {
+            Rounding::Nearest => None,
+            Rounding::Gptq => layer.and_then(InputMoments::new),
+        };
+        let source = Some(Source { values: t.clone(), search, observer: config, importance });
+        let (name, role) = (name.into(), Role::Weight);
+        Ok(Point { name, role, scheme, observer, means, moments, trained: None, source, sites: 0 })
+    }
+
     /// Takes a value into account.
     ///
     /// # Errors

@@ -5,20 +5,17 @@ use std::sync::Arc;
 
 use super::dynamic::{DynamicOp, dynamic_operands};
 use super::gains::gains;
-use super::gptq::{InputMoments, Layer};
-use super::means::InputMeans;
 use super::patterns::{Function, Pattern, patterns};
 use super::placement::{Placement, operands, weight};
-use super::point::{Point, PointOp, Role, Source};
+use super::point::{Point, PointOp};
 use super::recurrent::LayerOp;
 use crate::error::Result;
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
 use crate::ops::recurrent::Recurrent;
-use crate::qconfig::{QConfig, QConfigMapping, Rounding, Spec};
+use crate::qconfig::{QConfig, QConfigMapping, Spec};
 use crate::qparams::QParams;
-use crate::scheme::Granularity;
 use crate::tensor::{DType, Tensor};
 
 /// A float graph with a [`PointOp`] wherever a value will be quantized, and
@@ -199,17 +196,7 @@ impl Preparing<'_> {
             Some(point) => *point,
             None => {
                 let name = self.old.value(class).name.clone();
-                self.points.push(Point {
-                    name,
-                    role: Role::Activation,
-                    scheme,
-                    observer: AnyObserver::new(spec.observer, scheme)?,
-                    means: None,
-                    moments: None,
-                    trained: None,
-                    source: None,
-                    sites: 0,
-                });
+                self.points.push(Point::of_activation(&name, spec)?);
                 self.by_class.insert(key, self.points.len() - 1);
                 self.points.len() - 1
             }
@@ -235,34 +222,8 @@ impl Preparing<'_> {
     ) -> Result<Var> {
         let Some(t) = self.old.constant(old) else { return Ok(new) };
         let name = self.old.value(old).name.clone();
-        let scheme = spec.scheme(Some(axis));
-        let few = spec.format.bits() < 8 || matches!(scheme.granularity, Granularity::Block { .. });
-        let search = spec.observer == ObserverConfig::Mse && few;
-        let config = if search { ObserverConfig::MinMax } else { spec.observer };
-        let mut observer = AnyObserver::new(config, scheme).map_err(|e| e.at(&name))?;
-        observer.observe(t).map_err(|e| e.at(&name))?;
-        let channels = op.name().contains("Conv").then_some(1);
-        let means = spec.correct_bias.then(|| InputMeans::new(channels));
-        let layer = Layer::new(op, t.shape());
-        let importance =
-            layer.as_ref().filter(|_| search).and_then(|layer| gains(self.old, x).map(|g| layer.spread(&g)));
-        let moments = match spec.rounding {
-            Rounding::Nearest => None,
-            Rounding::Gptq => layer.and_then(InputMoments::new),
-        };
-        let source = Some(Source { values: t.clone(), search, observer: config, importance });
-        let (role, point) = (Role::Weight, format!("{name}_point"));
-        self.points.push(Point {
-            name,
-            role,
-            scheme,
-            observer,
-            means,
-            moments,
-            trained: None,
-            source,
-            sites: 0,
-        });
+        let point = format!("{name}_point");
+        self.points.push(Point::of_weight(&name, t, spec, axis, op, || gains(self.old, x))?);
         let op = PointOp { point: self.points.len() - 1, moved: true };
         b.apply(&point, Arc::new(op), &[new])
     }
@@ -272,7 +233,7 @@ impl Prepared {
     /// Finds the values that each point is shown: those at its places, unless
     /// they are other values of the point moved around, and for weights the
     /// data that they are multiplied with.
-    fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
+    pub(crate) fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
         let reads: Vec<bool> = points.iter().map(|p| p.means.is_some() || p.moments.is_some()).collect();
         points.iter_mut().for_each(|p| p.sites = 0);
         let mut watches: HashMap<Var, Vec<Watch>> = HashMap::new();
