@@ -669,7 +669,7 @@ fn prepared_models_are_trained_as_graphs_are() {
     let x = [noise(&[5, 3, 8, 8], 9)];
     let want = prepared.convert().unwrap().0.run(&x).unwrap();
     let tolerance = Tolerance { relative: 1e-3, absolute: 0.02, steps: 0 };
-    close(&qat.run(&x).unwrap()[0], &want[0], tolerance).unwrap();
+    close(&qat.simulation().unwrap().run(&x).unwrap()[0], &want[0], tolerance).unwrap();
     close(&qat.convert().unwrap().graph.run(&x).unwrap()[0], &want[0], tolerance).unwrap();
 }
 

@@ -1,0 +1,102 @@
+//! Quantizes a model written in Rust in eager mode, and compares it with graph mode:
+//! `eager [OUT.safetensors]`.
+//!
+//! The model is that of the demo, with the weights that PyTorch trained. It is
+//! calibrated by being called, converted, and run as it is written and in integers.
+//! The quantized weights go to OUT.safetensors, if there is one.
+
+mod digits;
+
+use std::path::{Path, PathBuf};
+
+use digits::{Digits, GROUPS};
+use lowbit::data::npz;
+use lowbit::graph::Graph;
+use lowbit::nn::eager::{Quantized, fuse_modules, prepare};
+use lowbit::nn::{Weights, run, trace};
+use lowbit::op::{Dim, Fact};
+use lowbit::qconfig::{QConfigMapping, preset};
+use lowbit::session::Session;
+use lowbit::{DType, Error, Result, Tensor, onnx, quantize};
+
+fn main() -> Result<()> {
+    let out = std::env::args_os().nth(1).map(PathBuf::from);
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo");
+    let arrays = npz::read(&demo.join("digits.npz"))?;
+    let array = |name: &str| {
+        let found = arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+        found.ok_or_else(|| Error::Invalid(format!("digits.npz has no {name}")))
+    };
+    let (calibration, test) = (pixels(&array("calibration")?)?, pixels(&array("test")?)?);
+    let labels = array("test_labels")?.integers()?;
+
+    let weights = Weights::of_graph(&onnx::load(demo.join("digits.onnx"))?, &Digits::new())?;
+    let mapping = QConfigMapping::global(preset("default")?);
+    let quantized = eager(&weights, &mapping, &calibration)?;
+    let image = Fact::new(DType::F32, [Dim::Named("N".into()), 1.into(), 8.into(), 8.into()]);
+    let graph = quantized.trace(&[("image", image.clone())])?;
+    let in_graph_mode = graph_mode(&weights, &mapping, &calibration, image)?;
+
+    let test = [test];
+    println!("{:34} accuracy", "");
+    for (name, logits) in [
+        ("float, as it is written", run(&Digits::new(), &weights, &test)?),
+        ("int8, as it is written", quantized.run(&test)?),
+        ("int8, in integers", Session::compile(&graph)?.run(&test)?),
+        ("int8 by graph mode, in integers", Session::compile(&in_graph_mode)?.run(&test)?),
+    ] {
+        println!("{name:34} {:7.2}%", 100.0 * accuracy(&logits[0], &labels)?);
+    }
+    if let Some(weight) = quantized.weight("residual.first.0") {
+        let (bytes, scales) = (weight.element_size(), &weight.scale()[..3]);
+        println!("\nresidual.first.0.weight: {:?}, {bytes} byte each, scales {scales:?} ..", weight.shape());
+    }
+    if let Some(steps) = quantized.output("residual.skip")? {
+        println!("residual.skip: scale {}, zero point {}", steps.scale[0], steps.zero_point[0]);
+    }
+    if let Some(out) = out {
+        quantized.save(&out)?;
+        let again = Quantized::load(&out, Digits::new(), GROUPS)?;
+        println!("{} holds the model: {}", out.display(), again.run(&test)? == quantized.run(&test)?);
+    }
+    Ok(())
+}
+
+/// Stubs are in the model; what is fused is in a list.
+fn eager(weights: &Weights, mapping: &QConfigMapping, calibration: &Tensor) -> Result<Quantized<Digits>> {
+    let model = Digits::new();
+    let fused = fuse_modules(&model, weights, GROUPS)?;
+    let mut prepared = prepare(model, fused, mapping)?;
+    prepared.observe(std::slice::from_ref(calibration))?;
+    let (quantized, findings) = prepared.convert()?;
+    findings.iter().for_each(|finding| println!("{finding}"));
+    Ok(quantized)
+}
+
+/// The same without either.
+fn graph_mode(
+    weights: &Weights,
+    mapping: &QConfigMapping,
+    calibration: &Tensor,
+    image: Fact,
+) -> Result<Graph> {
+    let graph = trace(&Digits::new(), weights, &[("image", image)])?;
+    let mut prepared = quantize::prepare(&quantize::fuse(&graph)?, mapping)?;
+    prepared.observe(std::slice::from_ref(calibration))?;
+    Ok(prepared.convert()?.graph)
+}
+
+/// Pixels of 0..16 as numbers of 0..1.
+fn pixels(x: &Tensor) -> Result<Tensor> {
+    Tensor::new(x.shape(), x.to_f32()?.into_iter().map(|x| x / 16.0).collect::<Vec<f32>>())
+}
+
+/// The part of the images whose greatest logit is that of their label.
+fn accuracy(logits: &Tensor, labels: &[i64]) -> Result<f64> {
+    let rows = logits.slice::<f32>()?.chunks_exact(10).zip(labels);
+    let right = rows.filter(|(row, label)| {
+        let best = (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        best.is_some_and(|best| best as i64 == **label)
+    });
+    Ok(right.count() as f64 / labels.len() as f64)
+}
