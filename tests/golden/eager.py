@@ -85,7 +85,8 @@ def main():
             if key.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
             elif value.is_floating_point():
-                value.copy_(torch.randn(value.shape) * (0.3 if value.ndim > 1 else 0.2) + ("bn" in key and key.endswith("weight")))
+                mean = 1.0 if "bn" in key and key.endswith("weight") else 0.0
+                value.copy_(torch.randn(value.shape) * (0.3 if value.ndim > 1 else 0.2) + mean)
         model.eval()
         save_file(model.state_dict(), FOLDER / f"{name}.safetensors")
         x = torch.randn(shape)

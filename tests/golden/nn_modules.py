@@ -66,7 +66,8 @@ def cases():
     yield "gru", nn.GRU(4, 3, bidirectional=True), [floats(5, 2, 4)]
     yield "gru_deep", nn.GRU(4, 3, num_layers=2, batch_first=True), [floats(2, 5, 4), floats(2, 2, 3)]
     yield "rnn", nn.RNN(4, 3), [floats(5, 2, 4)]
-    yield "rnn_relu", nn.RNN(4, 3, nonlinearity="relu", num_layers=2, bidirectional=True), [floats(5, 2, 4), floats(4, 2, 3)]
+    relu = nn.RNN(4, 3, nonlinearity="relu", num_layers=2, bidirectional=True)
+    yield "rnn_relu", relu, [floats(5, 2, 4), floats(4, 2, 3)]
     yield "lstm_cell", nn.LSTMCell(4, 3), [floats(2, 4), floats(2, 3), floats(2, 3)]
     yield "gru_cell", nn.GRUCell(4, 3), [floats(2, 4), floats(2, 3)]
     yield "rnn_cell", nn.RNNCell(4, 3, bias=False), [floats(2, 4), floats(2, 3)]
