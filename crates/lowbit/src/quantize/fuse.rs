@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::op::{Dim, Quant};
@@ -12,6 +14,7 @@ use crate::ops::linear::{Gemm, MatMul};
 use crate::ops::norm::BatchNormalization;
 use crate::ops::shape::{Dropout, Identity};
 use crate::ops::window::Window;
+use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Tensor};
 
 /// `y = scale[c] x + shift[c]` for each channel c of axis 1.
@@ -149,11 +152,19 @@ pub(crate) fn folded(
     Ok((scaled(weight, axis, scale)?, bias.collect()))
 }
 
+/// Elements that are worth a task.
+const TASK: usize = 1 << 15;
+
 /// `t` with index c of `axis` multiplied by `scale[c]`.
 pub(crate) fn scaled(t: &Tensor, axis: usize, scale: &[f32]) -> Result<Tensor> {
-    let inner: usize = t.shape()[axis + 1..].iter().product();
-    let values = t.slice::<f32>()?.iter().enumerate().map(|(i, x)| x * scale[i / inner % scale.len()]);
-    Tensor::new(t.shape(), values.collect::<Vec<f32>>())
+    let inner = t.shape()[axis + 1..].iter().product::<usize>().max(1);
+    let (x, mut y) = (t.slice::<f32>()?, buffer(t.len()));
+    let runs = y.par_chunks_mut(inner).zip(x.par_chunks(inner)).enumerate();
+    runs.with_min_len((TASK / inner).max(1)).for_each(|(i, (y, x))| {
+        let scale = scale[i % scale.len()];
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale);
+    });
+    Tensor::new(t.shape(), y)
 }
 
 /// A channelwise affine map as a depthwise 1x1 convolution.

@@ -1,21 +1,40 @@
 //! A BatchNormalization folded into the weight before it, while both are trained.
 
+use rayon::prelude::*;
+
 use crate::error::{Result, invalid};
 use crate::op::{Attribute, Attributes, Fact, Op, Reverse, arity};
 use crate::ops::norm::BatchNormalization;
-use crate::quantize::scaled;
+use crate::quantize::{folded, scaled};
 use crate::tensor::Tensor;
 
 /// `W'[c] = W[c] gamma[c] / sigma[c]`, `b'[c] = (b[c] - mean[c]) gamma[c] / sigma[c] + beta[c]`
 /// with `sigma = sqrt(var + epsilon)`: the numbers that [`crate::quantize::fuse`]
 /// folds. Operands: W, b, gamma, beta, mean and var; outputs W', b' and
-/// `gamma / sigma`. There are gradients by the first four.
+/// `gamma / sigma`, 1e-8 at least in magnitude, to divide by. There are gradients
+/// by the first four.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FoldBatchNorm {
     /// Added to the variance.
     pub epsilon: f32,
     /// The axis of W along which its output channels lie.
     pub axis: usize,
+}
+
+/// The least magnitude of a factor that is divided by.
+pub const LEAST_FACTOR: f32 = 1e-8;
+
+/// Elements that are worth a task.
+const TASK: usize = 1 << 15;
+
+/// `sum g w`, in eight interleaved partial sums.
+fn dot(g: &[f32], w: &[f32]) -> f64 {
+    let mut partial = [0f64; 8];
+    for (g, w) in g.chunks(8).zip(w.chunks(8)) {
+        let pairs = g.iter().zip(w);
+        partial.iter_mut().zip(pairs).for_each(|(sum, (g, w))| *sum += f64::from(*g) * f64::from(*w));
+    }
+    partial.iter().sum()
 }
 
 impl FoldBatchNorm {
@@ -48,11 +67,10 @@ impl Op for FoldBatchNorm {
 
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         let (scale, shift) = self.affine(x)?;
-        let bias = x[1].slice::<f32>()?.iter().zip(scale.iter().zip(&shift));
-        let bias =
-            bias.map(|(b, (scale, shift))| (f64::from(*b) * f64::from(*scale) + f64::from(*shift)) as f32);
-        let bias = Tensor::vector(bias.collect::<Vec<f32>>());
-        Ok(vec![scaled(x[0], self.axis, &scale)?, bias, Tensor::vector(scale)])
+        let (weight, bias) = folded(x[0], self.axis, x[1].slice()?, (&scale, &shift))?;
+        let factor = |s: &f32| s.abs().max(LEAST_FACTOR).copysign(*s);
+        let factor = scale.iter().map(factor).collect::<Vec<f32>>();
+        Ok(vec![weight, Tensor::vector(bias), Tensor::vector(factor)])
     }
 
     fn vjp(&self, at: &Reverse<'_>) -> Result<Vec<Option<Tensor>>> {
@@ -66,12 +84,10 @@ impl Op for FoldBatchNorm {
         let (mut by_w, mut by_gamma) = (None, vec![0f64; n]);
         if let Some(g) = &at.gradients[0] {
             by_w = Some(scaled(g, self.axis, &scale)?);
-            let inner: usize = w.shape()[self.axis + 1..].iter().product();
-            let rows = g.slice::<f32>()?.chunks(inner.max(1)).zip(w.slice::<f32>()?.chunks(inner.max(1)));
-            for (i, (g, w)) in rows.enumerate() {
-                let sum: f64 = g.iter().zip(w).map(|(g, w)| f64::from(*g) * f64::from(*w)).sum();
-                by_gamma[i % n] += sum / sigma[i % n];
-            }
+            let inner = w.shape()[self.axis + 1..].iter().product::<usize>().max(1);
+            let runs = g.slice::<f32>()?.par_chunks(inner).zip(w.slice::<f32>()?.par_chunks(inner));
+            let sums: Vec<f64> = runs.with_min_len((TASK / inner).max(1)).map(|(g, w)| dot(g, w)).collect();
+            sums.iter().enumerate().for_each(|(i, sum)| by_gamma[i % n] += sum / sigma[i % n]);
         }
         let (mut by_b, mut by_beta) = (None, None);
         if let Some(g) = at.gradients.get(1).and_then(Option::as_ref) {

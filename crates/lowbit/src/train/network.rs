@@ -205,7 +205,7 @@ impl Network {
         Ok(outputs)
     }
 
-    /// Runs a batch; [`Step::back`] then takes the gradients of a loss of the
+    /// Runs a batch; `Step::back` then takes the gradients of a loss of the
     /// outputs.
     ///
     /// # Errors

@@ -10,12 +10,14 @@ use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::observer::Kind as Observed;
 use crate::op::{Op, Quant};
 use crate::ops::binary::Arithmetic;
+use crate::ops::clip::Clip;
 use crate::ops::shape::Reshape;
+use crate::ops::unary::Unary;
 use crate::quantize::{Point, PointOp, Prepared, Role};
 use crate::scheme::{Format, Granularity, Mapping, Scheme};
 use crate::tensor::{DType, Tensor};
 use crate::train::fake::{FakeQuantize, StepGradient};
-use crate::train::fold::FoldBatchNorm;
+use crate::train::fold::{FoldBatchNorm, LEAST_FACTOR};
 use crate::train::network::{Network, Parts, batch_normalized, parameters};
 use crate::train::ranges::{MovingRange, ObservedSteps, RangeSteps, steps};
 
@@ -77,9 +79,22 @@ impl Assembling<'_> {
     /// one with its BatchNormalization folded in.
     fn trained(&mut self, b: &mut Builder, name: &str) -> Result<Var> {
         match self.folds.get(name) {
-            Some(fold) => Ok(self.folded(b, fold)?[0]),
-            None => self.parameter(b, name),
+            Some(fold) if !self.stays_apart(fold) => Ok(self.folded(b, fold)?[0]),
+            _ => self.parameter(b, name),
         }
+    }
+
+    /// Whether a weight is quantized as it is, in place of being folded,
+    /// quantized and divided by what was folded in, which gives the same where
+    /// each channel has a step of its own.
+    fn stays_apart(&self, fold: &Fold) -> bool {
+        let points = self.lifted.applied().filter_map(|(_, _, op, x)| Some((op.is::<PointOp>()?, x[0])));
+        let mut points = points.filter(|(_, x)| self.lifted.value(*x).name == fold.weight);
+        let own = |op: &PointOp| {
+            let scheme = self.prepared.points()[op.point].scheme;
+            (scheme.granularity, scheme.mapping) == (Granularity::Axis(fold.axis), Mapping::Symmetric)
+        };
+        self.phase.batch_statistics && points.all(|(op, _)| own(op))
     }
 
     fn parameter(&mut self, b: &mut Builder, name: &str) -> Result<Var> {
@@ -102,23 +117,54 @@ impl Assembling<'_> {
         v
     }
 
-    /// Weight, bias and factor of a layer with its BatchNormalization folded in.
-    fn folded(&mut self, b: &mut Builder, fold: &Fold) -> Result<[Var; 3]> {
-        if let Some(made) = self.folded.get(&fold.weight) {
-            return Ok(*made);
-        }
-        let weight = self.parameter(b, &fold.weight)?;
+    /// Gamma, beta, mean and variance of a fold.
+    fn norm(&mut self, b: &mut Builder, fold: &Fold) -> Result<[Var; 4]> {
         let [gamma, beta, mean, var] = &fold.operands;
-        let [gamma, beta] = [self.parameter(b, gamma)?, self.parameter(b, beta)?];
         let constant = |name: &String| {
             self.constants
                 .get(name)
                 .cloned()
                 .ok_or_else(|| invalid!("is no constant of the float model").at(name))
         };
-        let [of_mean, of_var] = [constant(mean)?, constant(var)?];
-        let channels = of_mean.len();
-        let (mean, var) = (self.state(b, mean, || of_mean), self.state(b, var, || of_var));
+        let (of_mean, of_var) = (constant(mean)?, constant(var)?);
+        let [gamma, beta] = [self.parameter(b, gamma)?, self.parameter(b, beta)?];
+        Ok([gamma, beta, self.state(b, mean, || of_mean), self.state(b, var, || of_var)])
+    }
+
+    /// The step of a weight before its fold, of that of the folded one: divided
+    /// by the magnitude of `gamma / sigma`.
+    fn put_off(&mut self, b: &mut Builder, fold: &Fold, scale: Var) -> Result<Var> {
+        let [gamma, _, _, var] = self.norm(b, fold)?;
+        let name = |part: &str| format!("{}.{part}", fold.weight);
+        let epsilon = b.constant(&name("epsilon"), Tensor::scalar(fold.norm.epsilon));
+        let shifted = b.apply(&name("variance"), Arc::new(Arithmetic::Add), &[var, epsilon])?;
+        let sigma = b.apply(&name("sigma"), Arc::new(Unary::Sqrt), &[shifted])?;
+        let factor = b.apply(&name("factor"), Arc::new(Arithmetic::Div), &[gamma, sigma])?;
+        let size = b.apply(&name("factor_size"), Arc::new(Unary::Abs), &[factor])?;
+        let size =
+            b.apply(&name("factor_bound"), Arc::new(Clip::new(LEAST_FACTOR, f32::INFINITY)), &[size])?;
+        b.apply(&name("step"), Arc::new(Arithmetic::Div), &[scale, size])
+    }
+
+    /// A quantized folded weight divided by what was folded in.
+    fn unfolded(&mut self, b: &mut Builder, fold: &Fold, weight: Var) -> Result<Var> {
+        let [_, _, factor] = self.folded(b, fold)?;
+        let name = |part: &str| format!("{}.{part}", fold.weight);
+        let rank = b.fact(weight).rank();
+        let shape: Vec<i64> = (0..rank).map(|axis| if axis == fold.axis { -1 } else { 1 }).collect();
+        let shape = b.constant(&name("factor_shape"), Tensor::vector(shape));
+        let factor = b.apply(&name("factors"), Arc::new(Reshape::default()), &[factor, shape])?;
+        b.apply(&name("unfolded"), Arc::new(Arithmetic::Div), &[weight, factor])
+    }
+
+    /// Weight, bias and factor of a layer with its BatchNormalization folded in.
+    fn folded(&mut self, b: &mut Builder, fold: &Fold) -> Result<[Var; 3]> {
+        if let Some(made) = self.folded.get(&fold.weight) {
+            return Ok(*made);
+        }
+        let weight = self.parameter(b, &fold.weight)?;
+        let [gamma, beta, mean, var] = self.norm(b, fold)?;
+        let channels = b.fact(gamma).elements() as usize;
         let bias = match &fold.bias {
             Some(name) => self.parameter(b, name)?,
             None => b.constant(&format!("{}.no_bias", fold.weight), Tensor::full(&[channels], 0f32)?),
@@ -136,7 +182,9 @@ impl Assembling<'_> {
     fn node(&mut self, b: &mut Builder, v: Var, node: &Node, inputs: &[Var]) -> Result<Vec<Var>> {
         let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
         if let Some(op) = op.is::<PointOp>() {
-            return self.point(b, op, inputs[0]).map(|v| vec![v]).map_err(|e| e.at(&node.name));
+            let source = &self.lifted.value(old[0]).name;
+            let apart = self.folds.get(source).filter(|fold| self.stays_apart(fold));
+            return self.point(b, op, inputs[0], apart).map(|v| vec![v]).map_err(|e| e.at(&node.name));
         }
         if op.name() == "Dynamic" {
             return Err(
@@ -179,13 +227,9 @@ impl Assembling<'_> {
         (w, bias): (usize, usize),
         fold: &Fold,
     ) -> Result<Vec<Var>> {
-        let [_, _, factor] = self.folded(b, fold)?;
-        let rank = b.fact(inputs[w]).rank();
-        let name = |part: &str| format!("{}.{part}", fold.weight);
-        let shape: Vec<i64> = (0..rank).map(|axis| if axis == fold.axis { -1 } else { 1 }).collect();
-        let shape = b.constant(&name("factor_shape"), Tensor::vector(shape));
-        let factor = b.apply(&name("factors"), Arc::new(Reshape::default()), &[factor, shape])?;
-        inputs[w] = b.apply(&name("unfolded"), Arc::new(Arithmetic::Div), &[inputs[w], factor])?;
+        if !self.stays_apart(fold) {
+            inputs[w] = self.unfolded(b, fold, inputs[w])?;
+        }
         let given = match &fold.bias {
             Some(name) => self.parameter(b, name)?,
             None => b.absent(),
@@ -196,14 +240,15 @@ impl Assembling<'_> {
             return Err(invalid!("{} is no node", op.name()));
         };
         let y = b.apply(&format!("{output}.linear"), shared.clone(), inputs)?;
-        let [gamma, beta, mean, var] = fold.operands.each_ref().map(|name| self.given[name]);
+        let [gamma, beta, mean, var] = self.norm(b, fold)?;
         let norm = format!("{}.norm", node.name);
         let operands = [y, gamma, beta, mean, var];
         batch_normalized(b, &mut self.parts, &norm, output, fold.norm, &operands).map(|y| vec![y])
     }
 
-    /// What stands for a value at a point.
-    fn point(&mut self, b: &mut Builder, op: &PointOp, x: Var) -> Result<Var> {
+    /// What stands for a value at a point; for a weight that stays apart from its
+    /// normalization, with the fold that is put off.
+    fn point(&mut self, b: &mut Builder, op: &PointOp, x: Var, apart: Option<&Fold>) -> Result<Var> {
         let prepared = self.prepared;
         let point = &prepared.points()[op.point];
         if matches!(point.scheme.format, Format::Codebook { .. }) {
@@ -232,7 +277,12 @@ impl Assembling<'_> {
             _ => {
                 let clipped = ranges == Ranges::Clipped;
                 by_scale = if clipped { StepGradient::Clipped } else { StepGradient::Learned };
-                self.learned(b, index, point)?
+                let [scale, zero] = self.learned(b, index, point)?;
+                let scale = match apart {
+                    Some(fold) => self.put_off(b, fold, scale)?,
+                    None => scale,
+                };
+                [scale, zero]
             }
         };
         if !self.phase.fake_quantize {

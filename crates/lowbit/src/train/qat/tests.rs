@@ -10,7 +10,7 @@ use crate::ops::pool::GlobalAveragePool;
 use crate::ops::shape::Flatten;
 use crate::ops::unary::Unary;
 use crate::ops::window::{Padding, Window};
-use crate::qconfig::{QConfig, QConfigMapping, Spec, preset};
+use crate::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use crate::quantize::prepare;
 use crate::random::SplitMix;
 use crate::scheme::{Format, Mapping};
@@ -135,6 +135,11 @@ fn what_is_trained_is_what_runs() {
                 delay: 2,
                 observe_until: Some(8),
             },
+        ),
+        (
+            "a step for each weight, batch statistics",
+            QConfig { weight: bits(6).weight.per(Per::Tensor), ..bits(6) },
+            QatOptions { batch_norm: batch_statistics, ..QatOptions::default() },
         ),
         (
             "lsq with batch statistics",
