@@ -79,10 +79,8 @@
 //! # Ok::<(), lowbit::Error>(())
 //! ```
 //!
-//! A traced model is trained as any graph is ([`Network`](crate::train::Network)), under the
-//! parameters' names; [`Weights::of_graph`] takes the trained values back. It cannot where a
-//! module reorders or splits parameters (recurrent layers, attention): the graph holds
-//! those as its operators take them.
+//! [`Network::of_model`](crate::train::Network::of_model) trains a model, and
+//! [`Weights::with_values`] takes the trained values back, under the parameters' names.
 //!
 //! A new module: docs/adding-a-module.md.
 
@@ -132,6 +130,7 @@ pub use pool::{
     MaxPool, MaxPool1d, MaxPool2d, MaxPool3d,
 };
 pub use recurrent::{GRU, LSTM, RNN};
+pub(crate) use run::trace_open;
 pub use run::{run, trace};
 pub use scope::Scope;
 pub use shape::{Dropout, Flatten, Identity, Upsample};

@@ -21,6 +21,18 @@ pub fn trace(module: &dyn Module, weights: &Weights, inputs: &[(&str, Fact)]) ->
     traced(&mut Scope::new(Builder::default(), weights, &fusion, Mode::Float), module, inputs)
 }
 
+/// [`trace`] with parameters as further inputs, named by their paths: what modules make of
+/// them is a part of the graph.
+///
+/// # Errors
+/// As [`trace`].
+pub(crate) fn trace_open(module: &dyn Module, weights: &Weights, inputs: &[(&str, Fact)]) -> Result<Graph> {
+    let fusion = Fusion::default();
+    let mut scope = Scope::new(Builder::default(), weights, &fusion, Mode::Float);
+    scope.open = true;
+    traced(&mut scope, module, inputs)
+}
+
 /// The outputs of the model for these inputs: operators run as modules apply them,
 /// so that a module may decide by values ([`Scope::value`]).
 ///

@@ -32,6 +32,8 @@ pub struct Scope<'a> {
     pub(super) b: Builder,
     pub(super) weights: &'a Weights,
     pub(super) mode: Mode<'a>,
+    /// Whether parameters are inputs of the graph, not constants.
+    pub(super) open: bool,
     /// The quantized values.
     pub(super) marks: HashMap<Var, Mark>,
     path: String,
@@ -52,6 +54,7 @@ impl<'a> Scope<'a> {
             b,
             weights,
             mode,
+            open: false,
             marks: HashMap::new(),
             path: String::new(),
             parameters: HashMap::new(),
@@ -149,6 +152,7 @@ impl<'a> Scope<'a> {
         }
         let weights = self.weights;
         let v = match (weights.get(&path), weights.quantized(&path)) {
+            (Some(t), _) if self.open => self.b.input(&path, Fact::of(t)),
             (Some(t), _) => self.b.constant(&path, t.clone()),
             (None, Some(q)) => {
                 let (part, grid) = (|part: &str| format!("{path}_{part}"), Grid::Steps(q.params().clone()));

@@ -137,6 +137,18 @@ impl Weights {
         }
     }
 
+    /// The same with these values in the place of those of their names: what training changed
+    /// ([`Network::values`](crate::train::Network::values)). Other names are left out.
+    #[must_use]
+    pub fn with_values(mut self, values: &BTreeMap<String, Tensor>) -> Weights {
+        for (name, stored) in &mut self.entries {
+            if let Some(t) = values.get(name) {
+                *stored = Stored::Plain(t.clone());
+            }
+        }
+        self
+    }
+
     /// Sets the tensor called `name`.
     pub fn insert(&mut self, name: impl Into<String>, t: Tensor) {
         self.store(name, Stored::Plain(t));

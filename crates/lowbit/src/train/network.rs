@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Tape, Var};
+use crate::nn::{Module, Weights, named_parameters, trace_open};
 use crate::op::{Fact, Op};
 use crate::ops::binary::Arithmetic;
 use crate::ops::conv::Conv;
@@ -95,8 +96,37 @@ impl Network {
             let to = if parameters.contains(&name) { &mut parts.parameters } else { &mut parts.states };
             to.push((name, t));
         }
+        Network::in_training(&lifted, parts)
+    }
+
+    /// A model as it is trained, with these values to begin with and these inputs:
+    /// parameters and buffers are named by their paths, whatever its modules make of them.
+    /// [`Weights::with_values`] takes them back.
+    ///
+    /// # Errors
+    /// As [`trace`](crate::nn::trace), or if an input has a parameter's name, or nothing in the
+    /// model can be trained.
+    pub fn of_model(module: &dyn Module, weights: &Weights, inputs: &[(&str, Fact)]) -> Result<Network> {
+        let graph = trace_open(module, weights, inputs)?;
+        let read: HashSet<&str> = graph.inputs().map(|(_, v)| v.name.as_str()).collect();
+        let mut parts = Parts::default();
+        for p in named_parameters(module) {
+            if inputs.iter().any(|(name, _)| *name == p.name) {
+                return Err(invalid!("is an input and a parameter: name the input otherwise").at(p.name));
+            }
+            if let Some(t) = weights.get(&p.name).filter(|_| read.contains(p.name.as_str())) {
+                let to = if p.trained { &mut parts.parameters } else { &mut parts.states };
+                to.push((p.name, t.clone()));
+            }
+        }
+        Network::in_training(&graph, parts)
+    }
+
+    /// `graph`, whose further inputs are those of `parts`, with its operators in their forms
+    /// for training.
+    fn in_training(graph: &Graph, mut parts: Parts) -> Result<Network> {
         let (mut b, mut seed) = (Builder::default(), 0);
-        let made = lifted.replay_onto(
+        let made = graph.replay_onto(
             &mut b,
             |b, _, v| Ok(b.input(&v.name, v.fact.clone())),
             |b, v, t| Ok(b.constant(&v.name, t.clone())),
@@ -117,7 +147,7 @@ impl Network {
                 }
             },
         )?;
-        Network::assembled(b, &lifted, &made, parts)
+        Network::assembled(b, graph, &made, parts)
     }
 
     /// The network that `b` has built: `made` are the outputs of `graph`.
