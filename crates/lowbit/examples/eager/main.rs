@@ -1,15 +1,15 @@
 //! Quantizes a model written in Rust in eager mode, and compares it with graph mode:
 //! `eager [OUT.safetensors]`.
 //!
-//! The model is that of the demo, with the weights that PyTorch trained. It is
+//! The model is that of the demo, with the weights that the example `digits` trained. It is
 //! calibrated by being called, converted, and run as it is written and in integers.
 //! The quantized weights go to OUT.safetensors, if there is one.
 
-mod digits;
+#[path = "../digits/model.rs"]
+mod model;
 
 use std::path::{Path, PathBuf};
 
-use digits::{Digits, GROUPS};
 use lowbit::data::npz;
 use lowbit::graph::Graph;
 use lowbit::nn::eager::{Quantized, fuse_modules, prepare};
@@ -18,6 +18,7 @@ use lowbit::op::{Dim, Fact};
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::session::Session;
 use lowbit::{DType, Error, Result, Tensor, onnx, quantize};
+use model::{Digits, GROUPS};
 
 fn main() -> Result<()> {
     let out = std::env::args_os().nth(1).map(PathBuf::from);

@@ -1,13 +1,14 @@
 //! Quantization-aware training of ResNet20 on CIFAR-10, to 8, 4 and 3 bits.
 //!
 //! ```text
-//! cargo run --release -p lowbit --example qat -- ASSETS [BITS] [EPOCHS]
+//! cargo run --release -p lowbit --example qat -- ASSETS [BITS] [EPOCHS] [--short]
 //! ```
 //!
 //! `ASSETS` holds `models/resnet20_cifar10.onnx` and `data/cifar10/`. The float
 //! model is quantized to BITS (4) with calibration alone, then trained for EPOCHS
 //! (30) to say what the float model says (self-distillation: no label is used),
 //! with learned steps. The first and the last layer have 8 bits, as is usual.
+//! `--short` trains on 500 images and tests on 200.
 
 use std::path::Path;
 use std::time::Instant;
@@ -28,7 +29,8 @@ mean = [0.485, 0.456, 0.406]
 std = [0.229, 0.224, 0.225]";
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
+    let (short, args): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a == "--short");
+    let mut args = args.into_iter();
     let assets = args.next().unwrap_or_else(|| "../shared/assets".into());
     let bits = args.next().and_then(|b| b.parse().ok()).unwrap_or(4);
     let epochs = args.next().and_then(|e| e.parse().ok()).unwrap_or(30);
@@ -38,7 +40,10 @@ fn main() -> Result<()> {
         let inputs: Vec<_> = float.inputs().map(|(_, v)| v.clone()).collect();
         Dataset::open(&assets.join("data/cifar10").join(name), &Preprocess::from_toml(PREPROCESS)?, &inputs)
     };
-    let (train, test) = (data("train5000.bin.gz")?, data("test2000.bin.gz")?);
+    let (mut train, mut test) = (data("train5000.bin.gz")?, data("test2000.bin.gz")?);
+    if !short.is_empty() {
+        (train, test) = (train.take(500), test.take(200));
+    }
     let mut prepared = prepare(&fuse(&float)?, &mapping(bits)?)?;
     let few =
         (0..8).map(|i| Ok(vec![train.at(&(i * 32..(i + 1) * 32).collect::<Vec<_>>())?.inputs.remove(0).1]));

@@ -1,4 +1,4 @@
-//! The model of `demo/train.py`, written as PyTorch has it, with stubs.
+//! A small CNN with one of each thing that a quantizer must handle, written as PyTorch has it, with stubs.
 
 use lowbit::Result;
 use lowbit::graph::Var;
