@@ -23,7 +23,7 @@ pub use agreement::Agreement;
 pub use fake::{FakeQuantize, StepGradient};
 pub use fold::FoldBatchNorm;
 pub use loss::Loss;
-pub use network::Network;
+pub use network::{Network, Step};
 pub use optimizer::Optimizer;
 pub use qat::{BatchNorm, Phase, Qat, QatOptions, Ranges};
 pub use schedule::{Schedule, WarmUp};
