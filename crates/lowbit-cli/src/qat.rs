@@ -32,7 +32,7 @@ use crate::table::{Table, percent};
 #[command(after_help = "\
 Examples:
   lowbit qat model.onnx --data images/                        no labels: learn what the float model says
-  lowbit qat model.onnx --data images/ --weights int4 --activations uint4 --epochs 30 --flip --shift 4
+  lowbit qat model.onnx --data images/ --weights int4 --activations uint4 --rate 0.02 --flip --shift 4
   lowbit qat model.onnx --data train/ --labels --test validation/ --checkpoint run.safetensors
 
 A hundred samples help, thousands help more. Steps of scales are learned with the weights (LSQ).
@@ -70,13 +70,13 @@ pub struct Args {
     #[arg(long, value_name = "GLOB")]
     skip: Vec<String>,
     /// Passes over the data.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = positive)]
     epochs: usize,
     /// Samples of a step.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
     batch: usize,
-    /// The learning rate at its highest.
-    #[arg(long, value_name = "X", default_value_t = 0.005)]
+    /// The learning rate at its highest: the default suits 8 bits, fewer need up to a hundred times more.
+    #[arg(long, value_name = "X", default_value_t = 0.0002)]
     rate: f32,
     /// How the learning rate changes.
     #[arg(long, value_enum, default_value_t = Course::Cosine)]
@@ -112,7 +112,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     shift: usize,
     /// Softens what the float model says.
-    #[arg(long, value_name = "T", default_value_t = 2.0, conflicts_with = "labels")]
+    #[arg(long, value_name = "T", default_value_t = 4.0, conflicts_with = "labels")]
     temperature: f32,
     /// Softens the labels.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, requires = "labels")]
@@ -133,7 +133,7 @@ pub struct Args {
 enum Course {
     /// Down a cosine.
     Cosine,
-    /// From 1 % up and back.
+    /// From 1 % of the rate, that of the first training, down half of a cosine to 1 % of that.
     HalfCosine,
     /// Not at all.
     Constant,

@@ -51,6 +51,26 @@ fn quantize_writes_a_model_and_its_preprocessing() {
 }
 
 #[test]
+fn qat_trains_fewer_bits_and_goes_on_from_its_checkpoint() {
+    let folder = Folder::new();
+    let bits = ["--weights", "int4", "--activations", "uint4"];
+    let command = |more: &[&str]| {
+        let model =
+            ["qat", "digits.onnx", "--data", "calibration.npz", "--test", "test.npz", "--rate", "0.01"];
+        folder.json(&[&model[..], &bits, more].concat())
+    };
+    let trained = command(&["--epochs", "6", "--checkpoint", "run.safetensors", "-o", "a.onnx"]);
+    assert_eq!((number(&trained["steps"]), number(&trained["samples"])), (24.0, 128.0));
+    assert_eq!(number(&trained["agreement"]["differ"]), 0.0, "{trained}");
+    assert!(number(&trained["evaluation"]["scores"][1]["agreement"]) > 0.9, "{trained}");
+    // The training has ended: going on trains no more.
+    command(&["--epochs", "6", "--checkpoint", "run.safetensors", "-o", "b.onnx"]);
+    assert_eq!(fs::read(folder.path("a.onnx")).unwrap(), fs::read(folder.path("b.onnx")).unwrap());
+    command(&["--epochs", "6", "-o", "c.onnx"]);
+    assert_eq!(fs::read(folder.path("a.onnx")).unwrap(), fs::read(folder.path("c.onnx")).unwrap());
+}
+
+#[test]
 fn quantize_obeys_its_options() {
     let folder = Folder::new();
     fs::write(folder.path("rules.toml"), "preset = \"tensorrt\"\n[[rule]]\nop = \"Gemm\"\nfloat = true\n")

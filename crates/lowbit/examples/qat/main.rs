@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         epochs,
         batch: 100,
         optimizer: Optimizer::sgd(1e-4),
-        rate: 0.02,
+        rate: if bits < 8 { 0.02 } else { 0.0005 },
         schedule: Schedule::Cosine,
         loss: Loss::Distillation { temperature: 4.0 },
         clip: Some(5.0),
