@@ -216,6 +216,29 @@ impl AnyObserver {
         QParams::from_ranges(self.scheme, &self.ranges()?)
     }
 
+    /// An observer of another kind that saw the same. Percentile, entropy and mse
+    /// count values alike, so that each can take the place of another.
+    ///
+    /// # Errors
+    /// Those of [`ObserverConfig::check`], and if one of the two keeps other things.
+    pub fn as_kind(&self, config: ObserverConfig) -> Result<AnyObserver> {
+        let lattices = match &self.kind {
+            Kind::Percentile(o) => &o.lattices,
+            Kind::Entropy(o) => &o.lattices,
+            Kind::Mse(o) => &o.lattices,
+            _ => return Err(invalid!("the observer keeps no counts of the values it saw")),
+        };
+        let mut other = AnyObserver::new(config, self.scheme)?;
+        match &mut other.kind {
+            Kind::Percentile(o) => o.lattices.clone_from(lattices),
+            Kind::Entropy(o) => o.lattices.clone_from(lattices),
+            Kind::Mse(o) => o.lattices.clone_from(lattices),
+            _ => return Err(invalid!("{config} is not found from counts of values")),
+        }
+        other.groups.clone_from(&self.groups);
+        Ok(other)
+    }
+
     /// Takes into account what `other` saw, as if its batches came after.
     ///
     /// # Errors

@@ -91,6 +91,11 @@ pub struct Spec {
     /// of attention, are quantized too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub products: bool,
+    /// For activations: whether only the inputs of an operator are quantized, right
+    /// where it reads them. Its output, and what other operators read of its inputs,
+    /// stays in float: how `pytorch-quantization` places its quantizers.
+    #[serde(default, rename = "inputs-only", skip_serializing_if = "std::ops::Not::not")]
+    pub inputs_only: bool,
 }
 
 fn is_zero(x: &f32) -> bool {
@@ -116,7 +121,13 @@ impl Spec {
             awq: false,
             dynamic: false,
             products: false,
+            inputs_only: false,
         }
+    }
+
+    /// The same spec for activations that are quantized where they are read alone.
+    pub fn of_inputs_only(self) -> Spec {
+        Spec { inputs_only: true, ..self }
     }
 
     /// The same spec with ranges found in each run.
@@ -491,6 +502,11 @@ fn check_activation(spec: &Spec) -> Result<()> {
     if spec.awq {
         return Err(invalid!("awq is for weights"));
     }
+    if spec.inputs_only && spec.dynamic {
+        return Err(invalid!(
+            "inputs-only is for ranges found beforehand: dynamic quantizes inputs alone anyway"
+        ));
+    }
     if spec.rounding != Rounding::Nearest {
         return Err(invalid!("rounding is for weights: activations have the nearest codes"));
     }
@@ -509,6 +525,9 @@ fn check_weight(spec: &Spec) -> Result<()> {
     }
     if spec.dynamic {
         return Err(invalid!("dynamic is for activations: weights do not change"));
+    }
+    if spec.inputs_only {
+        return Err(invalid!("inputs-only is for activations"));
     }
     Ok(())
 }

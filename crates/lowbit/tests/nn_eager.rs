@@ -13,7 +13,7 @@ use lowbit::nn::*;
 use lowbit::op::{Dim, Fact, Op};
 use lowbit::ops::shape::Flatten as FlattenOp;
 use lowbit::ops::softmax::Softmax as SoftmaxOp;
-use lowbit::qconfig::{QConfigMapping, Target, preset};
+use lowbit::qconfig::{QConfig, QConfigMapping, Spec, Target, preset};
 use lowbit::quantize::{self, quantize_dynamic};
 use lowbit::scheme::Format;
 use lowbit::session::Session;
@@ -371,6 +371,9 @@ fn steps(order: &'static [&'static str]) -> Steps {
 #[test]
 fn what_is_missing_is_named() {
     let mapping = || QConfigMapping::global(preset("onednn").unwrap());
+    let QConfig { activation, weight } = preset("onednn").unwrap();
+    let inputs_only = QConfig { activation: activation.map(Spec::of_inputs_only), weight };
+    let inputs_only = QConfigMapping::global(inputs_only);
     let without = |name: &str| mapping().with(Target::name(name).unwrap(), None);
     struct Case {
         order: &'static [&'static str],
@@ -474,6 +477,12 @@ fn what_is_missing_is_named() {
             mapping: QConfigMapping::global(preset("dynamic").unwrap()),
             groups: &[],
             error: Some(["for every node", "quantize_dynamic"]),
+        },
+        Case {
+            order: &["quant"],
+            mapping: inputs_only,
+            groups: &[],
+            error: Some(["for every node", "inputs-only"]),
         },
         Case {
             order: &["quant"],

@@ -22,7 +22,7 @@ use crate::scheme::{Mapping, Scheme};
 /// evenly spaced, get all that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entropy {
-    lattices: Lattices,
+    pub(super) lattices: Lattices,
 }
 
 /// The most bins that are searched.

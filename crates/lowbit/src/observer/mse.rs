@@ -21,7 +21,7 @@ use crate::scheme::{Granularity, Mapping, Scheme};
 /// Merges exactly.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mse {
-    lattices: Lattices,
+    pub(super) lattices: Lattices,
 }
 
 impl Observer for Mse {

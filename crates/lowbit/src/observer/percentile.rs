@@ -17,7 +17,7 @@ use crate::scheme::{Mapping, Scheme};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Percentile {
     percentile: f64,
-    lattices: Lattices,
+    pub(super) lattices: Lattices,
 }
 
 impl Percentile {

@@ -87,7 +87,7 @@ struct Converting<'a> {
 
 impl Converting<'_> {
     fn find_constants(&mut self) -> Result<()> {
-        let observed = |p: &&Point| p.role == Role::Activation && p.trained.is_none();
+        let observed = |p: &&Point| p.role == Role::Activation && p.given.is_none();
         for p in self.prepared.points.iter().filter(observed) {
             for r in p.observer.ranges()? {
                 if r.lo == r.hi {

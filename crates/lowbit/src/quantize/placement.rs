@@ -82,7 +82,8 @@ pub fn weight(op: &dyn Op) -> Option<(usize, usize)> {
 ///
 /// A class is quantized if an operator that computes in integers reads one of
 /// its values, or makes one that a float operator reads. Values that only the
-/// caller reads stay as precise as they are computed.
+/// caller reads stay as precise as they are computed. Operators of
+/// [`Spec::inputs_only`] read, and neither make nor share.
 pub struct Placement<'a> {
     graph: &'a Graph,
     classes: HashMap<Var, Var>,
@@ -108,7 +109,7 @@ impl<'a> Placement<'a> {
             if operands.activations.is_empty() {
                 continue;
             }
-            if matches!(op.quant(), Quant::Share | Quant::Merge) {
+            if matches!(op.quant(), Quant::Share | Quant::Merge) && !spec.inputs_only {
                 for slot in 0..node.outputs.len() {
                     for i in &operands.activations {
                         classes.union(inputs[*i], v.output(slot));
@@ -119,7 +120,9 @@ impl<'a> Placement<'a> {
             if op.quant() == Quant::Float {
                 continue;
             }
-            producers.push((*v, spec));
+            if !spec.inputs_only {
+                producers.push((*v, spec));
+            }
             for i in operands.activations {
                 if matches!(op.quant(), Quant::Clamp { .. })
                     && folds_into(graph, &uses, &producers, inputs[i])
@@ -138,8 +141,11 @@ impl<'a> Placement<'a> {
         }
         producers.retain(|(v, _)| read.contains(&classes.find(*v)));
         let mut specs = HashMap::new();
-        for (v, spec) in consumers.iter().chain(&producers).filter(|(v, _)| !folded.contains(v)) {
-            specs.entry(classes.find(*v)).or_insert_with(|| (*spec).clone());
+        for inputs_only in [false, true] {
+            let all = consumers.iter().chain(&producers).filter(|(_, spec)| spec.inputs_only == inputs_only);
+            for (v, spec) in all.filter(|(v, _)| !folded.contains(v)) {
+                specs.entry(classes.find(*v)).or_insert_with(|| (*spec).clone());
+            }
         }
         let all: Vec<Var> = classes.parent.keys().copied().collect();
         let classes = all.into_iter().map(|v| (v, classes.find(v))).collect();

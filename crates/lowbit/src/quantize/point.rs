@@ -39,8 +39,11 @@ pub struct Point {
     /// For weights whose codes are chosen by the inputs of the operator: their
     /// second moments.
     pub moments: Option<InputMoments>,
-    /// Scale and zero point that training found.
-    pub trained: Option<QParams>,
+    /// Scale and zero point in the place of those of the observer: training found
+    /// them, or they were set.
+    pub given: Option<QParams>,
+    /// Whether training leaves those that are given as they are.
+    pub held: bool,
     /// For weights: their values, and how scales are found.
     pub(super) source: Option<Source>,
     /// How many values of the graph are shown to it.
@@ -73,7 +76,8 @@ impl Point {
             observer: AnyObserver::new(spec.observer, scheme)?,
             means: None,
             moments: None,
-            trained: None,
+            given: None,
+            held: false,
             source: None,
             sites: 0,
         })
@@ -109,7 +113,7 @@ impl Point {
         };
         let source = Some(Source { values: t.clone(), search, observer: config, importance });
         let (name, role) = (name.into(), Role::Weight);
-        Ok(Point { name, role, scheme, observer, means, moments, trained: None, source, sites: 0 })
+        Ok(Point { name, role, scheme, observer, means, moments, given: None, held: false, source, sites: 0 })
     }
 
     /// Takes a value into account.
@@ -133,7 +137,7 @@ impl Point {
     /// # Errors
     /// If nothing has been seen, or codes stand for the values of a codebook.
     pub fn params(&self) -> Result<QParams> {
-        if let Some(params) = &self.trained {
+        if let Some(params) = &self.given {
             return Ok(params.clone());
         }
         match &self.source {

@@ -163,7 +163,7 @@ impl Preparing<'_> {
     /// `old`, whose rebuilt form is `new`.
     fn pointed(&mut self, b: &mut Builder, old: Var, new: Var, wanted: &Spec, quant: Quant) -> Result<Var> {
         let Some((class, spec)) = self.placement.of(old).map(|(c, s)| (c, s.clone())) else { return Ok(new) };
-        let shares = matches!(quant, Quant::Share | Quant::Merge);
+        let shares = matches!(quant, Quant::Share | Quant::Merge) && !wanted.inputs_only;
         let spec = if shares { spec } else { wanted.clone() };
         let raw = match b.so_far().made_by::<PointOp>(new) {
             Some((p, _)) if self.points[p.point].scheme == spec.scheme(None) => return Ok(new),
@@ -181,7 +181,9 @@ impl Preparing<'_> {
         raw: Var,
         fixed: Option<ObserverConfig>,
     ) -> Result<Var> {
-        let Some((class, spec)) = self.placement.of(old).map(|(c, s)| (c, s.clone())) else { return Ok(raw) };
+        let of = self.placement.of(old).map(|(c, s)| (c, s.clone()));
+        // What is quantized for its readers alone has its point before each.
+        let Some((class, spec)) = of.filter(|(_, spec)| !spec.inputs_only) else { return Ok(raw) };
         let spec = match fixed {
             Some(observer) => spec.observed_by(observer),
             None => spec,
@@ -286,7 +288,8 @@ impl Prepared {
     ) -> Result<Prepared> {
         let mut points = self.points.clone();
         for (point, params) in points.iter_mut().zip(params) {
-            (point.trained, point.means, point.moments) = (params, None, None);
+            (point.means, point.moments) = (None, None);
+            point.given = params.or(point.given.take());
         }
         let graph = self.graph.with_constants(constant)?;
         for (_, _, op, inputs) in graph.applied() {

@@ -21,7 +21,8 @@ use crate::quantize::{Converted, Point, Prepared, fuse};
 use crate::tensor::Tensor;
 use assemble::Assembling;
 
-/// Where the ranges of a network come from while it is trained.
+/// Where the ranges of a network come from while it is trained, but for those of
+/// points that are [held](Point::held).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ranges {
@@ -30,7 +31,8 @@ pub enum Ranges {
     /// Scales and the zero points of affine activations are parameters (LSQ+).
     LearnedWithOffset,
     /// Scales of activations are parameters moved by what they clip (PACT);
-    /// those of weights follow the weights.
+    /// those of weights follow the weights, unless they are [given](Point::given):
+    /// then they are such parameters too.
     Clipped,
     /// Activations: the moving average of the range, a new one counting this
     /// much; weights: their range now.
@@ -185,6 +187,15 @@ impl Qat {
     /// # Errors
     /// If a point saw no value; the error names it.
     pub fn convert(&self) -> Result<Converted> {
+        self.trained()?.convert()
+    }
+
+    /// The prepared graph with the weights trained so far, and the scales and zero
+    /// points.
+    ///
+    /// # Errors
+    /// If a weight cannot be observed (NaN); the error names it.
+    pub fn trained(&self) -> Result<Prepared> {
         let fused = fuse(&self.float()?)?;
         let constant = |name: &str| fused.find(name).and_then(|v| fused.constant(v));
         let values = self.network.values();
@@ -199,7 +210,7 @@ impl Qat {
             FakeQuantize::params(point.scheme, &made[0], &made[1]).map(Some)
         });
         let params: Vec<Option<QParams>> = params.collect::<Result<_>>()?;
-        self.prepared.trained(constant, params)?.convert()
+        self.prepared.trained(constant, params)
     }
 }
 

@@ -43,6 +43,13 @@ pub fn prepare<M: Module>(module: M, fused: Fused, mapping: &QConfigMapping) -> 
             )
             .at(place()));
         };
+        if activation.inputs_only {
+            return Err(Error::unsupported(
+                "eager mode",
+                "inputs-only: its points are those of outputs; trace the model and quantize the graph",
+            )
+            .at(place()));
+        }
         // A zero point's type says what codes there are.
         let (least, greatest) = activation.scheme(None).saturating().bounds();
         let range = activation.format.dtype().integer_range();

@@ -132,8 +132,9 @@ impl Assembling<'_> {
     }
 
     /// The step of a weight before its fold, of that of the folded one: divided
-    /// by the magnitude of `gamma / sigma`.
-    fn put_off(&mut self, b: &mut Builder, fold: &Fold, scale: Var) -> Result<Var> {
+    /// by the magnitude of `gamma / sigma`. Other steps stay.
+    fn put_off(&mut self, b: &mut Builder, apart: Option<&Fold>, scale: Var) -> Result<Var> {
+        let Some(fold) = apart else { return Ok(scale) };
         let [gamma, _, _, var] = self.norm(b, fold)?;
         let name = |part: &str| format!("{}.{part}", fold.weight);
         let epsilon = b.constant(&name("epsilon"), Tensor::scalar(fold.norm.epsilon));
@@ -256,11 +257,16 @@ impl Assembling<'_> {
         }
         let (index, ranges) = (op.point, self.options.ranges);
         let learned = matches!(ranges, Ranges::Learned | Ranges::LearnedWithOffset);
-        let fixed = matches!(point.observer.kind(), Observed::Fixed(_));
+        let known = point.role == Role::Activation && matches!(point.observer.kind(), Observed::Fixed(_));
+        let fixed = known && point.given.is_none() || point.held && point.given.is_some();
+        let follows = !(learned || ranges == Ranges::Clipped && point.given.is_some());
         let name = format!("{}_fake", b.name(x));
         let mut by_scale = StepGradient::None;
         let [scale, zero] = match (point.role, ranges) {
-            (Role::Activation, _) if fixed => self.fixed(b, index, point)?,
+            _ if fixed => {
+                let [scale, zero] = self.fixed(b, index, point)?;
+                [self.put_off(b, apart, scale)?, zero]
+            }
             (Role::Activation, Ranges::MovingAverage(constant)) => {
                 let averaged = self.averaged(b, index, point, (x, constant, !op.moved))?;
                 if !self.phase.fake_quantize {
@@ -268,7 +274,7 @@ impl Assembling<'_> {
                 }
                 averaged
             }
-            (Role::Weight, _) if !learned => {
+            (Role::Weight, _) if follows => {
                 let op = Arc::new(ObservedSteps { point: Arc::new(point.clone()) });
                 let [scale, zero] = ["scale", "zero"].map(|part| format!("{name}_{part}"));
                 let made = b.apply_all(&scale, op, &[x], &[&scale, &zero])?;
@@ -278,11 +284,7 @@ impl Assembling<'_> {
                 let clipped = ranges == Ranges::Clipped;
                 by_scale = if clipped { StepGradient::Clipped } else { StepGradient::Learned };
                 let [scale, zero] = self.learned(b, index, point)?;
-                let scale = match apart {
-                    Some(fold) => self.put_off(b, fold, scale)?,
-                    None => scale,
-                };
-                [scale, zero]
+                [self.put_off(b, apart, scale)?, zero]
             }
         };
         if !self.phase.fake_quantize {
