@@ -12,7 +12,7 @@ mod write;
 
 use std::path::Path;
 
-pub use write::encode;
+pub use write::{encode, encode_at};
 
 use crate::error::Result;
 use crate::graph::Graph;
@@ -44,4 +44,12 @@ pub fn decode(bytes: &[u8]) -> Result<Graph> {
 /// If the graph holds what ONNX cannot express, or the file cannot be written.
 pub fn save(graph: &Graph, path: impl AsRef<Path>) -> Result<()> {
     Ok(lowbit_onnx::write(&encode(graph)?, path, &lowbit_onnx::WriteOptions::default())?)
+}
+
+/// [`save`] in opset `opset` ([`encode_at`]), for readers that know no later one.
+///
+/// # Errors
+/// Those of [`save`] and [`encode_at`].
+pub fn save_at(graph: &Graph, path: impl AsRef<Path>, opset: i64) -> Result<()> {
+    Ok(lowbit_onnx::write(&encode_at(graph, opset)?, path, &lowbit_onnx::WriteOptions::default())?)
 }

@@ -4,7 +4,9 @@
 mod awq;
 mod equalize;
 mod nbits;
+mod tensorrt;
 
 pub use awq::awq;
 pub use equalize::{ChannelScales, equalize};
 pub use nbits::products_of_few_bits;
+pub use tensorrt::tensorrt_dialect;

@@ -1,6 +1,7 @@
 //! Graph to ModelProto.
 
 mod function;
+mod old;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -17,8 +18,12 @@ use crate::graph::{Graph, Kind, Node, Var, is_same};
 use crate::op::{Attribute, Dim, Fact, Op};
 use crate::tensor::{DType, Tensor};
 
-/// The lowest opset that is written: per-channel Q/DQ, and the widest reach.
+/// The lowest opset that is written unless another is asked for: per-channel Q/DQ, and
+/// the widest reach.
 const LEAST_OPSET: i64 = 13;
+
+/// The greatest opset that is written.
+const GREATEST_OPSET: i64 = 25;
 
 /// The first file format version that has functions.
 const FUNCTIONS_SINCE: i64 = 8;
@@ -33,10 +38,34 @@ const LARGE: usize = 1024;
 /// # Errors
 /// If a constant is of a type that ONNX does not have.
 pub fn encode(graph: &Graph) -> Result<ModelProto> {
+    written(graph, None)
+}
+
+/// [`encode`] in opset `opset`, from 10 on. Opsets below 13 have only operators whose
+/// form has not changed since 10.
+///
+/// # Errors
+/// Those of [`encode`], and if the opset lacks what the graph uses; the error names the
+/// node, or the opset that has all of it.
+pub fn encode_at(graph: &Graph, opset: i64) -> Result<ModelProto> {
+    written(graph, Some(opset))
+}
+
+fn written(graph: &Graph, wanted: Option<i64>) -> Result<ModelProto> {
     let mut functions = Functions::default();
     functions.collect(graph)?;
     let all = || std::iter::once(graph).chain(functions.bodies());
-    let opset = all().map(opset).fold(LEAST_OPSET, i64::max);
+    let least = all().map(opset).fold(LEAST_OPSET, i64::max);
+    let opset = wanted.unwrap_or(least);
+    if !(old::OPSET..=GREATEST_OPSET).contains(&opset) {
+        return Err(invalid!("opset {opset}: choose {} to {GREATEST_OPSET}", old::OPSET));
+    }
+    if opset < least && least > LEAST_OPSET {
+        return Err(invalid!("opset {opset} lacks what the model uses: choose {least} or a later one"));
+    }
+    if opset < LEAST_OPSET {
+        old::check(graph)?;
+    }
     let mut domains = BTreeSet::new();
     all().for_each(|graph| add_domains(graph, &mut domains));
     let imports: Vec<OperatorSetIdProto> =
@@ -103,7 +132,9 @@ fn opset(graph: &Graph) -> i64 {
 /// The file format version of the release that introduced an opset.
 fn ir_version(opset: i64) -> i64 {
     match opset {
-        ..=14 => 7,
+        ..=10 => 5,
+        11 => 6,
+        12..=14 => 7,
         15..=18 => 8,
         19..=20 => 9,
         21..=22 => 10,

@@ -140,7 +140,14 @@ impl Op for Clip {
     }
 
     /// The bounds as operands; an empty tensor stands for one that is left out.
-    fn written(&self, _opset: i64) -> (Attributes, Vec<Tensor>) {
+    /// Opsets before 11 have f32 attributes.
+    fn written(&self, opset: i64) -> (Attributes, Vec<Tensor>) {
+        if opset < 11 {
+            let bounds = [("min", &self.min), ("max", &self.max)];
+            let value = |t: &Tensor| t.to_f32().ok()?.first().copied().map(Attribute::Float);
+            let given = bounds.into_iter().filter_map(|(name, t)| Some((name, value(t.as_ref()?)?)));
+            return (given.collect(), vec![]);
+        }
         let absent = || Tensor::vector(Vec::<f32>::new());
         let operands = match (&self.min, &self.max) {
             (None, None) => vec![],
