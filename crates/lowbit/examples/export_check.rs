@@ -20,11 +20,12 @@ use std::path::{Path, PathBuf};
 
 use lowbit::data::npz;
 use lowbit::graph::Graph;
-use lowbit::passes::products_of_few_bits;
+use lowbit::passes::{products_of_few_bits, tensorrt_dialect};
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::scheme::{Format, Mapping};
 use lowbit::session::Session;
+use lowbit::tensor_quantizer::{AmaxMethod, QuantModules, QuantizedModel};
 use lowbit::{DType, Result, Tensor, onnx};
 use models::{CLASSIFIERS, inputs};
 
@@ -152,6 +153,14 @@ fn write(subject: &Subject, folder: &Path) -> Result<()> {
         let quantized = quantize(&float, config, first(&subject.calibration, most))
             .map_err(|e| e.at(format!("{} quantized as {name}", subject.name)))?;
         write_quantized(subject, &folder, name, &quantized, most)?;
+        if name == "tensorrt" {
+            write_quantized(subject, &folder, "tensorrt-dialect", &tensorrt_dialect(&quantized)?, most)?;
+            let mut model = QuantizedModel::new(&float, &QuantModules::initialize())?;
+            let batches = first(&subject.calibration, most).iter().map(|x| Ok(vec![x.clone()]));
+            model.calibrate(batches, AmaxMethod::Max, &|_| Ok(()))?;
+            let by_layer = tensorrt_dialect(&model.convert()?.graph)?;
+            write_quantized(subject, &folder, "tensorrt-layers", &by_layer, most)?;
+        }
         if (subject.name.as_str(), name) == ("stories260K", "int4") {
             for (name, in_int8) in [("matmul-nbits", false), ("matmul-nbits-int8", true)] {
                 let products = products_of_few_bits(&quantized, in_int8)?;

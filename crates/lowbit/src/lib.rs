@@ -45,8 +45,8 @@
 //! - [`nn`]: models written in Rust, and their quantization in eager mode.
 //! - [`passes`]: what readies a float graph for quantization.
 //! - [`session`]: the int8 engine.
-//! - [`data`], [`train`], [`analysis`]: samples from files; training, also of
-//!   quantized models; accuracy, errors and times.
+//! - [`data`], [`train`], [`tensor_quantizer`], [`analysis`]: samples from files; training,
+//!   also of quantized models; quantizers layer by layer; accuracy, errors and times.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -81,6 +81,8 @@ pub mod session;
 pub mod data;
 
 pub mod train;
+
+pub mod tensor_quantizer;
 
 pub mod analysis;
 

@@ -116,6 +116,13 @@ impl Point {
         Ok(Point { name, role, scheme, observer, means, moments, given: None, held: false, source, sites: 0 })
     }
 
+    /// Whether both quantize alike, now and after more has been seen.
+    pub(super) fn is_like(&self, other: &Point) -> bool {
+        self.scheme == other.scheme
+            && self.observer == other.observer
+            && (&self.given, self.held) == (&other.given, other.held)
+    }
+
     /// Takes a value into account.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::placement::{Placement, operands, weight};
 use super::point::{Point, PointOp};
 use super::recurrent::LayerOp;
 use crate::error::Result;
-use crate::graph::{Builder, Graph, Kind, Var};
+use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Op, Quant};
 use crate::ops::recurrent::Recurrent;
@@ -276,6 +276,43 @@ impl Prepared {
         graph.run_with(batch, |v, _, value| {
             watches.get(&v).into_iter().flatten().try_for_each(|w| points[w.point].observe(value))
         })
+    }
+
+    /// The graph in which operand `i` of `node` reads a value at the point
+    /// `choose(node, i, point)` in the place of `point`, and where that is none the
+    /// value itself. Points of one value that are alike are one.
+    ///
+    /// # Errors
+    /// What `choose` returns.
+    pub(crate) fn with_points(
+        &self,
+        mut choose: impl FnMut(&Node, usize, &Point) -> Result<Option<Point>>,
+    ) -> Result<Prepared> {
+        let mut points: Vec<Point> = vec![];
+        let mut of_value: HashMap<Var, Vec<(usize, Var)>> = HashMap::new();
+        let graph = self.graph.rebuild(|b, _, node, inputs| {
+            let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
+            let mut inputs = inputs.to_vec();
+            if op.is::<PointOp>().is_some() {
+                return Ok(inputs);
+            }
+            for (i, old) in old.iter().enumerate() {
+                let Some((op, _)) = self.graph.made_by::<PointOp>(*old) else { continue };
+                let Some(point) = choose(node, i, &self.points[op.point])? else { continue };
+                let there = of_value.entry(inputs[i]).or_default();
+                if let Some((_, v)) = there.iter().find(|(at, _)| points[*at].is_like(&point)) {
+                    inputs[i] = *v;
+                    continue;
+                }
+                let name = self.graph.value(*old).name.clone();
+                let v = b.apply(&name, Arc::new(PointOp { point: points.len(), ..*op }), &[inputs[i]])?;
+                there.push((points.len(), v));
+                points.push(point);
+                inputs[i] = v;
+            }
+            b.copy(node, &inputs)
+        })?;
+        Ok(Prepared::watching(graph, points))
     }
 
     /// The same points, with other constants under the same names, and the
