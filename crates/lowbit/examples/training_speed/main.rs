@@ -69,7 +69,7 @@ fn learn(
             Some(slots) => slots,
             None => slots.entry(name.clone()).or_insert(zeros()?),
         };
-        optimizer.step(p, &gradient, slots, 1e-3, step + 1)?;
+        optimizer.step(p, gradient, slots, 1e-3, step + 1)?;
     }
     Ok(())
 }

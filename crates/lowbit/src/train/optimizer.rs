@@ -4,7 +4,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, invalid};
+use crate::ops::vectorized::vectorized;
 use crate::tensor::Tensor;
+use crate::tensor::buffers::recycle;
 
 /// An optimizer, with PyTorch's formulas and defaults. Weight decay is for
 /// weights: parameters of more than one dimension.
@@ -102,7 +104,7 @@ impl Optimizer {
     pub fn step(
         &self,
         p: &mut Tensor,
-        gradient: &Tensor,
+        gradient: Tensor,
         slots: &mut [Tensor],
         rate: f32,
         t: u64,
@@ -159,6 +161,7 @@ impl Optimizer {
             *slot = Tensor::new(&shape, kept)?;
         }
         *p = Tensor::new(&shape, values)?;
+        recycle(gradient);
         Ok(())
     }
 }
@@ -180,10 +183,17 @@ fn each<const N: usize>(
         .zip(g.chunks(TASK))
         .map(|(p, g)| (p, g, kept.each_mut().map(|k| k.next().unwrap_or_default())))
         .collect();
-    let run = |(p, g, mut kept): (&mut [f32], &[f32], [&mut [f32]; N])| {
-        for (i, (p, g)) in p.iter_mut().zip(g).enumerate() {
-            f(p, *g, kept.each_mut().map(|k| &mut k[i]));
-        }
+    let run = |(p, g, kept): (&mut [f32], &[f32], [&mut [f32]; N])| {
+        let n = p.len();
+        let (g, mut kept) = (&g[..n], kept.map(|k| &mut k[..n]));
+        vectorized(
+            #[inline(always)]
+            || {
+                for i in 0..n {
+                    f(&mut p[i], g[i], kept.each_mut().map(|k| &mut k[i]));
+                }
+            },
+        );
     };
     if n <= TASK { tasks.into_iter().for_each(run) } else { tasks.into_par_iter().for_each(run) }
 }
@@ -198,7 +208,7 @@ mod tests {
         let mut slots = vec![Tensor::full(shape, 0f32).unwrap(); op.slots()];
         for (t, g) in [[0.5f32, 1.], [1., -1.]].into_iter().enumerate() {
             let g = Tensor::new(shape, g.to_vec()).unwrap();
-            op.step(&mut p, &g, &mut slots, 0.1, t as u64 + 1).unwrap();
+            op.step(&mut p, g, &mut slots, 0.1, t as u64 + 1).unwrap();
         }
         p.to_f32().unwrap()
     }

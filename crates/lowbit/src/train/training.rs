@@ -265,7 +265,7 @@ impl<L: Learner> Training<L> {
                     self.slots.entry(name.clone()).or_insert(vec![empty; optimizer.slots()])
                 }
             };
-            optimizer.step(p, &gradient, slots, rate, self.step + 1).map_err(|e| e.at(name))?;
+            optimizer.step(p, gradient, slots, rate, self.step + 1).map_err(|e| e.at(name))?;
         }
         self.step += 1;
         Ok((loss, right))

@@ -17,6 +17,8 @@ use super::{Geometry, columns, depthwise};
 use crate::ops::product::{Operand, matmul, transposed, with_scratch};
 use crate::ops::vectorized::vectorized;
 use crate::parallel;
+use crate::tensor::Tensor;
+use crate::tensor::buffers::{buffer, recycle};
 
 /// The gradient by w of a convolution of `x`, given that by its outputs.
 pub(super) fn by_weight(x: &[f32], dy: &[f32], g: &Geometry) -> Vec<f32> {
@@ -93,7 +95,8 @@ impl<'a> Images<'a> {
         let size = g.group * k * m;
         let steps = g.batch.div_ceil(self.together);
         let parts = steps.min(PARTS).min(SUMMED / size).max(1);
-        let mut sums = vec![0.0; parts * size];
+        let mut sums = buffer(parts * size);
+        sums.fill(0.0);
         let part = |(part, sum): (usize, &mut [f32])| {
             for step in part * steps / parts..(part + 1) * steps / parts {
                 for (group, sum) in sum.chunks_exact_mut(k * m).enumerate() {
@@ -110,7 +113,9 @@ impl<'a> Images<'a> {
             }
         });
         let flip = |dw: &[f32]| transposed(Matrix::new(dw, k, m));
-        if g.group == 1 { flip(sum) } else { sum.chunks_exact(k * m).flat_map(flip).collect() }
+        let dw = if g.group == 1 { flip(sum) } else { sum.chunks_exact(k * m).flat_map(flip).collect() };
+        recycle(Tensor::vector(sums));
+        dw
     }
 
     /// Adds what `count` images from `first` give to one group.

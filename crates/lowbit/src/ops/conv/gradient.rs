@@ -14,7 +14,7 @@ use crate::ops::conv_transpose;
 use crate::ops::window::Axis;
 use crate::parallel;
 use crate::tensor::Tensor;
-use crate::tensor::buffers::buffer;
+use crate::tensor::buffers::{buffer, recycle};
 
 pub(super) fn vjp(op: &Conv, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
     let (x, w) = (at.inputs[0], at.inputs[1]);
@@ -109,7 +109,10 @@ fn by_input(dy: &[f32], w: &[f32], g: &Geometry) -> Vec<f32> {
         let made = if adjoint.taps() == 0 || g.outputs() == 0 || w.is_empty() {
             None
         } else {
-            Some(convolve(dy, &reversed(w, g, of), None, Bounds::NONE, &adjoint))
+            let reversed = reversed(w, g, of);
+            let made = convolve(dy, &reversed, None, Bounds::NONE, &adjoint);
+            recycle(Tensor::vector(reversed));
+            Some(made)
         };
         if g.axes.iter().all(|a| a.stride == 1) {
             return made.unwrap_or_else(|| vec![0.0; g.batch * channels * cells]);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{AveragePool, MaxPool, global_shape};
-use crate::error::Result;
+use crate::error::{Result, invalid};
 use crate::op::Reverse;
 use crate::ops::vectorized::vectorized;
 use crate::ops::window::{Axis, copy_steps};
@@ -27,14 +27,15 @@ pub(super) fn max(op: &MaxPool, at: &Reverse) -> Result<Vec<Option<Tensor>>> {
                 let line = &mut line[..outputs.len()];
                 copy_steps(line, &x[first..], stride);
                 let tops = greatest[outputs.clone()].iter_mut().zip(&mut from[outputs]);
-                for ((top, from), (i, &x)) in tops.zip(line.iter().enumerate()) {
-                    *from = if x > *top { first + i * stride } else { *from };
+                let cells = (0..).map(|i| first as u32 + i * stride as u32);
+                for ((top, from), (&x, cell)) in tops.zip(line.iter().zip(cells)) {
+                    *from = if x > *top { cell } else { *from };
                     *top = if x > *top { x } else { *top };
                 }
             });
             for ((&top, &from), &dy) in greatest.iter().zip(&*from).zip(dy) {
                 if top > f32::NEG_INFINITY {
-                    dx[from] += dy;
+                    dx[from as usize] += dy;
                 }
             }
         },
@@ -95,13 +96,16 @@ impl Row<'_> {
 fn windows(
     at: &Reverse,
     axes: &[Axis; 3],
-    f: impl Fn(&[f32], &Row, &[f32], &mut [f32], &mut [Vec<f32>; 2], &mut Vec<usize>) + Sync,
+    f: impl Fn(&[f32], &Row, &[f32], &mut [f32], &mut [Vec<f32>; 2], &mut Vec<u32>) + Sync,
 ) -> Result<Vec<Option<Tensor>>> {
     let (t, dy) = (at.inputs[0], at.gradient()?.slice::<f32>()?);
     let x = t.slice::<f32>()?;
     let [depth, height, width] = axes;
     let [inputs, outputs] =
         [|a: &Axis| a.input, |a: &Axis| a.output].map(|size| axes.iter().map(size).product::<usize>());
+    if u32::try_from(inputs).is_err() {
+        return Err(invalid!("a channel of {inputs} cells is too large for a gradient"));
+    }
     let mut dx = buffer(t.len());
     if inputs == 0 || outputs == 0 {
         dx.fill(0.0);
@@ -109,7 +113,7 @@ fn windows(
     }
     let planes = dx.par_chunks_exact_mut(inputs).zip(x.par_chunks_exact(inputs));
     let planes = planes.zip(dy.par_chunks_exact(outputs)).with_min_len(((1 << 14) / inputs).max(1));
-    let space = || ([vec![0f32; width.output], vec![0f32; width.output]], vec![0usize; width.output], vec![]);
+    let space = || ([vec![0f32; width.output], vec![0f32; width.output]], vec![0u32; width.output], vec![]);
     planes.for_each_init(space, |(floats, from, lines), ((dx, x), dy)| {
         dx.fill(0.0);
         for (row, dy) in dy.chunks_exact(width.output).enumerate() {

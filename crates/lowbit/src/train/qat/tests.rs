@@ -105,7 +105,7 @@ fn train(qat: &mut Qat, float: &Graph, steps: u64) -> Vec<f64> {
                 let p = network.values_mut().get_mut(name).unwrap();
                 let slots =
                     slots.entry(name.clone()).or_insert_with(|| vec![Tensor::full(p.shape(), 0f32).unwrap()]);
-                optimizer.step(p, &gradient, slots, 0.01, step + 1).unwrap();
+                optimizer.step(p, gradient, slots, 0.01, step + 1).unwrap();
             }
             lost.loss
         })
