@@ -671,11 +671,9 @@ fn operators_without_weights_have_ranges_of_their_own_and_run_in_integers() {
 #[test]
 fn prepared_models_are_trained_as_graphs_are() {
     let mapping = QConfigMapping::global(preset("onednn").unwrap());
-    let (model, weights) = classifier();
-    let float = trace(&model, &weights, &[("x", images())]).unwrap();
+    let (_, weights) = classifier();
     let prepared = observed(&mapping);
-    let as_graph = prepared.trace(&[("x", images())]).unwrap();
-    let qat = Qat::new(as_graph, &float, QatOptions::default()).unwrap();
+    let qat = Qat::of_model(&prepared, &weights, &[("x", images())], QatOptions::default()).unwrap();
     let x = [noise(&[5, 3, 8, 8], 9)];
     let want = prepared.convert().unwrap().0.run(&x).unwrap();
     let tolerance = Tolerance { relative: 1e-3, absolute: 0.02, steps: 0 };

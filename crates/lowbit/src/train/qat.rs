@@ -14,7 +14,8 @@ use super::ranges::RangeSteps;
 use super::training::Learner;
 use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind, Var};
-use crate::op::{Op, Quant};
+use crate::nn::{Module, Weights, eager, trace};
+use crate::op::{Fact, Op, Quant};
 use crate::ops::norm::BatchNormalization;
 use crate::qparams::QParams;
 use crate::quantize::{Converted, Point, Prepared, fuse};
@@ -156,6 +157,22 @@ impl Qat {
         let phase = options.phase(0);
         let network = Assembling::network(&prepared, &float, &folds, options, phase)?;
         Ok(Qat { prepared, float, folds, options, phase, network })
+    }
+
+    /// The training of a model written in Rust that was prepared, and perhaps
+    /// calibrated, in eager mode (PyTorch's `prepare_qat`). `weights` are those
+    /// that it had before [`fuse_modules`](crate::nn::eager::fuse_modules).
+    ///
+    /// # Errors
+    /// As [`trace`] and [`Qat::new`].
+    pub fn of_model<M: Module>(
+        prepared: &eager::Prepared<M>,
+        weights: &Weights,
+        inputs: &[(&str, Fact)],
+        options: QatOptions,
+    ) -> Result<Qat> {
+        let float = trace(prepared.module(), weights, inputs)?;
+        Qat::new(prepared.trace(inputs)?, &float, options)
     }
 
     /// The network as it is in phase `phase`, with the current values.

@@ -77,6 +77,11 @@ impl<M: Module> Prepared<M> {
         run_in(&mut Scope::new(Builder::eager(), weights, fusion, mode), &self.module, inputs)
     }
 
+    /// The model.
+    pub fn module(&self) -> &M {
+        &self.module
+    }
+
     /// The points of modules' outputs and weights that have been called so far.
     pub fn points(&self) -> &[Point] {
         &self.points.all
