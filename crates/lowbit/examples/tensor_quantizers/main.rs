@@ -118,6 +118,7 @@ fn main() -> Result<()> {
     println!();
     let temporary = tempfile::tempdir().map_err(|e| lowbit::Error::io(Path::new("."), e))?;
     let folder = std::env::args_os().nth(1).map_or_else(|| temporary.path().into(), PathBuf::from);
+    std::fs::create_dir_all(&folder).map_err(|e| lowbit::Error::io(&folder, e))?;
     let written = |name: &str, opset: i64, model: &QuantizedModel| -> Result<()> {
         let path = folder.join(name);
         onnx::save_at(&tensorrt_dialect(&model.convert()?.graph)?, &path, opset)?;
