@@ -10,7 +10,7 @@ use lowbit::data::{Augment, Dataset};
 use lowbit::graph::Graph;
 use lowbit::onnx;
 use lowbit::passes::equalize;
-use lowbit::qconfig::{QConfigMapping, Rounding, Target as Nodes, preset};
+use lowbit::qconfig::{QConfigMapping, Target as Nodes, preset};
 use lowbit::quantize::{Finding, fuse, prepare};
 use lowbit::scheme::Format;
 use lowbit::session::Session;
@@ -173,9 +173,6 @@ impl Args {
                 if let Some(activation) = &mut q.activation {
                     activation.format = self.activations.unwrap_or(activation.format);
                 }
-                // Training chooses codes and biases.
-                q.weight.rounding = Rounding::Nearest;
-                q.weight.correct_bias = false;
                 QConfigMapping::global(q)
             }
         };
@@ -308,7 +305,12 @@ fn calibrated(
     let mut prepared = prepare(&fused, mapping)?;
     let progress = Progress::new("calibrating", data.len().div_ceil(batch));
     prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
-    Ok((Qat::new(prepared, &base, args.qat())?, base))
+    drop(progress);
+    if args.batch_norm_steps.is_some() {
+        return Ok((Qat::new(prepared, &base, args.qat())?, base));
+    }
+    let (prepared, settled) = prepared.settled(&fused)?;
+    Ok((Qat::new(prepared, &settled, args.qat())?, base))
 }
 
 /// Trains to the end. Returns the mean loss of the last epoch.

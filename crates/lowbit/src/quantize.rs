@@ -16,6 +16,7 @@ mod placement;
 mod point;
 mod prepare;
 mod recurrent;
+mod settle;
 mod spare;
 mod unobserved;
 

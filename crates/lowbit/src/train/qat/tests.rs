@@ -183,6 +183,20 @@ fn training_makes_the_error_smaller() {
 }
 
 #[test]
+fn training_begins_with_what_calibration_reached() {
+    let fused = fuse(&network()).unwrap();
+    for config in [preset("default").unwrap(), bits(4)] {
+        let prepared = calibrated(&fused, config);
+        let converted = prepared.convert().unwrap().graph;
+        let (settled, float) = prepared.settled(&fused).unwrap();
+        let qat = Qat::new(settled, &float, QatOptions::default()).unwrap();
+        let again = qat.convert().unwrap().graph;
+        assert_eq!(again.run(&batch(20)).unwrap(), converted.run(&batch(20)).unwrap());
+        assert_eq!(qat.simulation().unwrap().run(&batch(20)).unwrap(), converted.run(&batch(20)).unwrap());
+    }
+}
+
+#[test]
 fn phases_follow_the_options() {
     let options = QatOptions {
         batch_norm: BatchNorm::Batch { frozen_after: 5 },
