@@ -54,6 +54,7 @@ pub mod tensor;
 
 mod parallel;
 mod random;
+mod scores;
 
 pub mod scheme;
 

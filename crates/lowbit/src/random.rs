@@ -28,6 +28,12 @@ impl SplitMix {
         x ^ (x >> 31)
     }
 
+    /// A number from -1 to below 1.
+    #[cfg(test)]
+    pub fn signed_unit(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+
     /// A number from 0 to below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
@@ -46,6 +52,14 @@ impl SplitMix {
             items.swap(i, self.below(i + 1));
         }
     }
+}
+
+/// A tensor of numbers from -1 to below 1.
+#[cfg(test)]
+pub fn values(seed: u64, shape: &[usize]) -> crate::tensor::Tensor {
+    let mut numbers = SplitMix::new(seed);
+    let count = shape.iter().product();
+    crate::tensor::Tensor::new(shape, (0..count).map(|_| numbers.signed_unit()).collect()).unwrap()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub use fake::{FakeQuantize, StepGradient};
 pub use fold::FoldBatchNorm;
 pub use loss::Loss;
 pub use network::{Network, Step};
-pub use optimizer::Optimizer;
+pub use optimizer::{Optimizer, Slots};
 pub use qat::{BatchNorm, Phase, Qat, QatOptions, Ranges};
 pub use schedule::{Schedule, WarmUp};
 pub use training::{Learner, Options, Progress, Target, Training};

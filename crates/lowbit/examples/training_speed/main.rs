@@ -14,7 +14,7 @@ use lowbit::analysis::random_inputs;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::tensor::KeptMemory;
-use lowbit::train::{BatchNorm, Learner, Loss, Network, Optimizer, Qat, QatOptions, Ranges};
+use lowbit::train::{BatchNorm, Learner, Loss, Network, Optimizer, Qat, QatOptions, Ranges, Slots};
 use lowbit::{Result, Tensor, onnx};
 
 fn main() -> Result<()> {
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     let mut contenders: [(&str, Box<dyn Learner>); 2] =
         [("float", Box::new(Network::of(&float)?)), ("qat", Box::new(Qat::new(prepared, &float, options)?))];
     let _memory = KeptMemory::up_to(4 << 30);
-    let mut slots = [BTreeMap::new(), BTreeMap::new()];
+    let mut slots = [Slots::new(), Slots::new()];
     for step in 0..steps as u64 {
         for ((name, learner), slots) in contenders.iter_mut().zip(&mut slots) {
             let start = Instant::now();
@@ -49,27 +49,16 @@ fn main() -> Result<()> {
 /// One step on labels 0, 1, 2 ..
 fn learn(
     learner: &mut dyn Learner,
-    slots: &mut BTreeMap<String, Vec<Tensor>>,
+    slots: &mut Slots,
     inputs: &[Tensor],
     batch: usize,
     step: u64,
 ) -> Result<()> {
-    let optimizer = Optimizer::sgd(1e-4);
     let network = learner.network(step)?;
-    let names = network.parameters().to_vec();
     let run = network.step(inputs)?;
     let classes = run.outputs[0].len() / batch;
     let labels: Vec<usize> = (0..batch).map(|i| i % classes).collect();
     let lost = Loss::CrossEntropy { smoothing: 0.0 }.of_labels(&run.outputs[0], &labels)?;
     let gradients = run.back(vec![Some(lost.gradient)])?;
-    for (name, gradient) in names.iter().zip(gradients) {
-        let (Some(gradient), Some(p)) = (gradient, network.values_mut().get_mut(name)) else { continue };
-        let zeros = || Tensor::full(p.shape(), 0f32).map(|t| vec![t]);
-        let slots = match slots.get_mut(name) {
-            Some(slots) => slots,
-            None => slots.entry(name.clone()).or_insert(zeros()?),
-        };
-        optimizer.step(p, gradient, slots, 1e-3, step + 1)?;
-    }
-    Ok(())
+    network.descend(gradients, &Optimizer::sgd(1e-4), slots, 1e-3, step + 1)
 }

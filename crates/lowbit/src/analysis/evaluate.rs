@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::runner::{Runner, batch_size, inputs_of};
 use crate::data::{Batch, Dataset};
 use crate::error::{Result, invalid};
+use crate::scores::{classes, first};
 use crate::tensor::Tensor;
 
 /// The scores of several models over one data set.
@@ -128,7 +129,7 @@ fn answers(model: &dyn Runner, batch: &Batch, time: &mut Duration) -> Result<Vec
     let labels = batch.labels.as_deref();
     let answer = |(i, row): (usize, &Vec<f32>)| {
         let rank = labels.map(|l| rank(row, l[i])).transpose().map_err(|e| e.at(&batch.names[i]))?;
-        Ok(Answer { first: top(row, 1).first().copied(), rank: rank.flatten() })
+        Ok(Answer { first: first(row), rank: rank.flatten() })
     };
     rows.iter().enumerate().map(answer).collect()
 }
@@ -136,18 +137,11 @@ fn answers(model: &dyn Runner, batch: &Batch, time: &mut Duration) -> Result<Vec
 /// One row of class scores for each sample.
 fn scores(outputs: &[Tensor], samples: usize) -> Result<Vec<Vec<f32>>> {
     let t = outputs.first().ok_or_else(|| invalid!("the model has no output"))?;
-    let classes = t.len() / samples.max(1);
-    let rest = t.shape().get(1..).unwrap_or_default();
-    if t.shape().first() != Some(&samples) || rest.iter().filter(|&&n| n != 1).count() > 1 || classes == 0 {
-        return Err(invalid!(
-            "the first output has shape {:?}, expected class scores of shape [{samples}, classes]",
-            t.shape()
-        ));
-    }
+    let classes = classes(t, samples)?;
     Ok(t.to_f32()?.chunks(classes).map(<[f32]>::to_vec).collect())
 }
 
-/// The number of classes before `label` in the order of [`top`]; none if its
+/// The number of classes before `label` in the order of [`top`](crate::analysis::top); none if its
 /// score is NaN.
 fn rank(scores: &[f32], label: usize) -> Result<Option<usize>> {
     let Some(&own) = scores.get(label) else {
@@ -155,20 +149,6 @@ fn rank(scores: &[f32], label: usize) -> Result<Option<usize>> {
     };
     let before = |(i, &s): (usize, &f32)| s > own || (s == own && i < label);
     Ok((!own.is_nan()).then(|| scores.iter().enumerate().filter(|&x| before(x)).count()))
-}
-
-/// The classes of the `k` greatest scores, the greatest first; ties in the
-/// order of classes, without NaN.
-pub fn top(scores: &[f32], k: usize) -> Vec<usize> {
-    let mut classes: Vec<usize> = (0..scores.len()).filter(|&i| !scores[i].is_nan()).collect();
-    let value = |i: usize| scores[i] + 0.0;
-    let order = |a: &usize, b: &usize| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
-    if k < classes.len() && k > 0 {
-        classes.select_nth_unstable_by(k - 1, order);
-    }
-    classes.truncate(k);
-    classes.sort_unstable_by(order);
-    classes
 }
 
 #[derive(Clone, Default)]
@@ -292,22 +272,6 @@ mod tests {
         ] {
             let found = Paired::new(b, c).p;
             assert!((found - p).abs() <= 1e-3 * p, "{b} {c}: {found} is not {p}");
-        }
-    }
-
-    #[test]
-    fn the_greatest_scores_come_first() {
-        let nan = f32::NAN;
-        for (scores, k, classes) in [
-            (&[0.1, 0.7, 0.2][..], 2, &[1, 2][..]),
-            (&[1.0, 1.0, 2.0, 1.0], 3, &[2, 0, 1]),
-            (&[nan, 1.0, nan], 3, &[1]),
-            (&[nan, nan], 1, &[]),
-            (&[0.0, -0.0], 2, &[0, 1]),
-            (&[-0.0, 0.0], 2, &[0, 1]),
-            (&[3.0, 1.0], 0, &[]),
-        ] {
-            assert_eq!(top(scores, k), classes, "{scores:?}");
         }
     }
 

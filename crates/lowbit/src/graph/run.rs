@@ -18,7 +18,34 @@ struct Clamp {
     hi: f32,
 }
 
+/// The values of a run, for each node and output, as far as they are known and
+/// still needed.
+pub(super) type Values = Vec<Vec<Option<Tensor>>>;
+
+/// What a node reads, each of its operands freed where it is `spent`.
+pub(super) fn operands(
+    values: &mut Values,
+    inputs: &[Var],
+    spent: impl Fn(Var) -> bool,
+) -> Result<Vec<Tensor>> {
+    let value = |v: &Var| values[v.node][v.slot].clone().ok_or_else(|| invalid!("an operand was freed"));
+    let operands = inputs.iter().map(value).collect::<Result<_>>()?;
+    for v in inputs.iter().filter(|v| spent(**v)) {
+        values[v.node][v.slot] = None;
+    }
+    Ok(operands)
+}
+
 impl Graph {
+    /// The values before the first node is computed: those of the inputs.
+    pub(super) fn given(&self, inputs: &[Tensor]) -> Values {
+        let mut values: Values = self.nodes.iter().map(|n| vec![None; n.outputs.len()]).collect();
+        for (v, x) in self.inputs.iter().zip(inputs) {
+            values[v.node][v.slot] = Some(x.clone());
+        }
+        values
+    }
+
     /// The outputs for these inputs, in the graph's order.
     ///
     /// # Errors
@@ -54,11 +81,7 @@ impl Graph {
         self.check_inputs(inputs)?;
         let last = self.last_uses();
         let clamps = self.clamps(&watched);
-        let mut values: Vec<Vec<Option<Tensor>>> =
-            self.nodes.iter().map(|n| vec![None; n.outputs.len()]).collect();
-        for (v, x) in self.inputs.iter().zip(inputs) {
-            values[v.node][v.slot] = Some(x.clone());
-        }
+        let mut values = self.given(inputs);
         for (i, node) in self.nodes.iter().enumerate() {
             match &node.kind {
                 Kind::Input => {}
@@ -68,15 +91,7 @@ impl Graph {
                 }
                 Kind::Apply { .. } if values[i].first().is_some_and(Option::is_some) => {}
                 Kind::Apply { op, inputs } => {
-                    let operands: Vec<Tensor> = inputs
-                        .iter()
-                        .map(|v| {
-                            values[v.node][v.slot].clone().ok_or_else(|| invalid!("an operand was freed"))
-                        })
-                        .collect::<Result<_>>()?;
-                    for v in inputs.iter().filter(|v| last[v.node] == i) {
-                        values[v.node][v.slot] = None;
-                    }
+                    let operands = operands(&mut values, inputs, |v| last[v.node] == i)?;
                     let clamped = clamps[i].and_then(|Clamp { node, lo, hi }| {
                         let made = op.eval_clamped(&operands.iter().collect::<Vec<_>>(), lo, hi)?;
                         Some((node, made))

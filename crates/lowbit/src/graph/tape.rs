@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::run::{Values, operands};
 use super::{Graph, Kind, Var};
 use crate::error::{Result, invalid};
 use crate::op::Reverse;
@@ -15,7 +16,7 @@ use crate::tensor::{DType, Tensor};
 #[derive(Debug)]
 pub struct Tape<'g> {
     graph: Cow<'g, Graph>,
-    values: Vec<Vec<Option<Tensor>>>,
+    values: Values,
     wanted: Vec<Var>,
 }
 
@@ -32,25 +33,13 @@ impl Graph {
             kept[v.node] = true;
             operands.iter().for_each(|x| kept[x.node] = true);
         }
-        let mut values: Vec<Vec<Option<Tensor>>> =
-            self.nodes.iter().map(|n| vec![None; n.outputs.len()]).collect();
-        for (v, x) in self.inputs.iter().zip(inputs) {
-            values[v.node][v.slot] = Some(x.clone());
-        }
+        let mut values = self.given(inputs);
         for (i, node) in self.nodes.iter().enumerate() {
             match &node.kind {
                 Kind::Input => {}
                 Kind::Const(t) => values[i][0] = Some(t.clone()),
                 Kind::Apply { op, inputs } => {
-                    let operands: Vec<Tensor> = inputs
-                        .iter()
-                        .map(|v| {
-                            values[v.node][v.slot].clone().ok_or_else(|| invalid!("an operand was freed"))
-                        })
-                        .collect::<Result<_>>()?;
-                    for v in inputs.iter().filter(|v| last[v.node] == i && !kept[v.node]) {
-                        values[v.node][v.slot] = None;
-                    }
+                    let operands = operands(&mut values, inputs, |v| last[v.node] == i && !kept[v.node])?;
                     let made = op.eval_owned(operands).map_err(|e| e.at(op.name()).at(&node.name))?;
                     values[i] = made.into_iter().map(Some).take(node.outputs.len()).collect();
                 }
@@ -76,7 +65,7 @@ impl Graph {
 
 impl<'g> Tape<'g> {
     /// The tape of a graph whose values are known.
-    pub(super) fn new(graph: Graph, values: Vec<Vec<Option<Tensor>>>, wanted: Vec<Var>) -> Tape<'g> {
+    pub(super) fn new(graph: Graph, values: Values, wanted: Vec<Var>) -> Tape<'g> {
         Tape { graph: Cow::Owned(graph), values, wanted }
     }
 

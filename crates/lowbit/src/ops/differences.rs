@@ -18,7 +18,7 @@ pub struct Case {
 /// Evenly spread over -1 to 1, the same on every run.
 fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut numbers = SplitMix::new(seed);
-    (0..len).map(|_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect()
+    (0..len).map(|_| numbers.signed_unit()).collect()
 }
 
 impl Case {

@@ -1,14 +1,8 @@
 use super::*;
 use crate::qconfig::Per;
-use crate::random::SplitMix;
+use crate::random::values;
 use crate::scheme::{Format, Mapping};
 use crate::tensor::{DType, Tensor};
-
-fn values(seed: u64, shape: &[usize]) -> Tensor {
-    let mut numbers = SplitMix::new(seed);
-    let draw = |_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-    Tensor::new(shape, (0..shape.iter().product()).map(draw).collect()).unwrap()
-}
 
 /// `x` of the documentation of `pytorch-quantization`, and its largest magnitude before
 /// printing.

@@ -58,7 +58,7 @@ impl Agreement {
         for (row, (i, j)) in of_a.into_iter().zip(of_b).enumerate().filter(|(_, (i, j))| i != j) {
             let (a, b) = (&a[row * classes..][..classes], &b[row * classes..][..classes]);
             let most = a.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
-            let tie = (a[i] - a[j]).min(b[j] - b[i]) <= TIE * most;
+            let tie = i.zip(j).is_some_and(|(i, j)| (a[i] - a[j]).min(b[j] - b[i]) <= TIE * most);
             *(if tie { &mut self.ties } else { &mut self.differ }) += 1;
         }
         Ok(())

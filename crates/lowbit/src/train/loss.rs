@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, invalid};
+use crate::scores::classes;
 use crate::tensor::Tensor;
 
 /// A loss, with the mean taken over samples.
@@ -90,20 +91,6 @@ impl Loss {
     }
 }
 
-/// The number of classes of an output `[samples, classes]`, whose other
-/// dimensions are 1.
-fn classes(output: &Tensor, samples: usize) -> Result<usize> {
-    let rest = output.shape().get(1..).unwrap_or_default();
-    let single = rest.iter().filter(|&&n| n != 1).count() <= 1;
-    if output.shape().first() == Some(&samples) && single && !output.is_empty() {
-        return Ok(output.len() / samples);
-    }
-    Err(invalid!(
-        "an output of shape {:?} does not hold the class scores of {samples} samples",
-        output.shape()
-    ))
-}
-
 fn softmax(row: &[f32], heat: f64) -> Vec<f64> {
     let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f64> = row.iter().map(|z| (f64::from(z - most) / heat).exp()).collect();
@@ -174,7 +161,7 @@ mod tests {
         let z = Tensor::new(&[2, 3], vec![0f32; 6]).unwrap();
         let entropy = Loss::CrossEntropy { smoothing: 0.0 };
         for (result, want) in [
-            (entropy.of_labels(&z, &[0]), "class scores of 1"),
+            (entropy.of_labels(&z, &[0]), "class scores of shape [1"),
             (entropy.of_labels(&z, &[0, 3]), "label 3"),
             (entropy.of_target(&z, &z), "takes labels"),
             (Loss::Mse.of_labels(&z, &[0, 1]), "not labels"),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::optimizer::{Optimizer, Slots};
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Tape, Var};
 use crate::nn::{Module, Weights, named_parameters, trace_open};
@@ -233,6 +234,33 @@ impl Network {
         let mut outputs = self.graph.run(&self.inputs(data)?)?;
         outputs.truncate(self.outputs);
         Ok(outputs)
+    }
+
+    /// Moves the parameters in step `t`, from 1, along their gradients, as
+    /// `Step::back` returns them; one without a gradient stays.
+    ///
+    /// # Errors
+    /// If a gradient does not fit; the error names the parameter.
+    pub fn descend(
+        &mut self,
+        gradients: Vec<Option<Tensor>>,
+        optimizer: &Optimizer,
+        slots: &mut Slots,
+        rate: f32,
+        t: u64,
+    ) -> Result<()> {
+        for (name, gradient) in self.parameters.iter().zip(gradients) {
+            let (Some(gradient), Some(p)) = (gradient, self.values.get_mut(name)) else { continue };
+            let kept = match slots.get_mut(name) {
+                Some(kept) => kept,
+                None => {
+                    let empty = Tensor::full(p.shape(), 0f32)?;
+                    slots.entry(name.clone()).or_insert(vec![empty; optimizer.slots()])
+                }
+            };
+            optimizer.step(p, gradient, kept, rate, t).map_err(|e| e.at(name))?;
+        }
+        Ok(())
     }
 
     /// Runs a batch; `Step::back` then takes the gradients of a loss of the

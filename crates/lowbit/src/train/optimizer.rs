@@ -1,5 +1,7 @@
 //! How a gradient moves a parameter.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +9,10 @@ use crate::error::{Result, invalid};
 use crate::ops::vectorized::vectorized;
 use crate::tensor::Tensor;
 use crate::tensor::buffers::recycle;
+
+/// What an optimizer keeps for each parameter, by its name: [`Optimizer::slots`]
+/// tensors of its shape.
+pub type Slots = BTreeMap<String, Vec<Tensor>>;
 
 /// An optimizer, with PyTorch's formulas and defaults. Weight decay is for
 /// weights: parameters of more than one dimension.

@@ -2,18 +2,17 @@
 
 mod checkpoint;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::loss::{Loss, Lost};
 use super::network::Network;
-use super::optimizer::Optimizer;
+use super::optimizer::{Optimizer, Slots};
 use super::schedule::{Schedule, WarmUp};
 use crate::data::{Augment, Batch, Dataset};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::random::SplitMix;
+use crate::scores::{classes, first};
 use crate::tensor::{KeptMemory, Tensor};
 
 /// What a [`Training`] trains.
@@ -129,7 +128,7 @@ pub struct Training<L> {
     /// What is trained.
     pub learner: L,
     options: Options,
-    slots: BTreeMap<String, Vec<Tensor>>,
+    slots: Slots,
     step: u64,
     tally: Tally,
 }
@@ -153,7 +152,7 @@ impl<L: Learner> Training<L> {
     /// If the options make no sense.
     pub fn new(learner: L, options: Options) -> Result<Training<L>> {
         options.check()?;
-        Ok(Training { learner, options, slots: BTreeMap::new(), step: 0, tally: Tally::default() })
+        Ok(Training { learner, options, slots: Slots::new(), step: 0, tally: Tally::default() })
     }
 
     /// Steps done.
@@ -243,7 +242,6 @@ impl<L: Learner> Training<L> {
         let rate = self.rate(self.step, steps);
         let network = self.learner.network(self.step)?;
         let inputs: Vec<Tensor> = batch.inputs.iter().map(|(_, x)| x.clone()).collect();
-        let names = network.parameters().to_vec();
         let step = network.step(&inputs)?;
         let (lost, right) = losses(&self.options.loss, &step.outputs, batch, target, &inputs)?;
         let loss = lost.iter().flatten().map(|l| l.loss).sum::<f64>();
@@ -255,18 +253,7 @@ impl<L: Learner> Training<L> {
         }
         let mut gradients = step.back(lost.into_iter().map(|l| l.map(|l| l.gradient)).collect())?;
         clip(&mut gradients, self.options.clip)?;
-        let optimizer = self.options.optimizer;
-        for (name, gradient) in names.iter().zip(gradients) {
-            let (Some(gradient), Some(p)) = (gradient, network.values_mut().get_mut(name)) else { continue };
-            let slots = match self.slots.get_mut(name) {
-                Some(slots) => slots,
-                None => {
-                    let empty = Tensor::full(p.shape(), 0f32)?;
-                    self.slots.entry(name.clone()).or_insert(vec![empty; optimizer.slots()])
-                }
-            };
-            optimizer.step(p, gradient, slots, rate, self.step + 1).map_err(|e| e.at(name))?;
-        }
+        network.descend(gradients, &self.options.optimizer, &mut self.slots, rate, self.step + 1)?;
         self.step += 1;
         Ok((loss, right))
     }
@@ -291,16 +278,16 @@ fn losses(
     target: &Target,
     inputs: &[Tensor],
 ) -> Result<(Vec<Option<Lost>>, Option<u64>)> {
-    let first = outputs.first().ok_or_else(|| invalid!("the model has no output"))?;
+    let output = outputs.first().ok_or_else(|| invalid!("the model has no output"))?;
     match target {
         Target::Labels => {
             let labels = batch
                 .labels
                 .as_deref()
                 .ok_or_else(|| invalid!("the data has no labels: train against a teacher, or give labels"))?;
-            let lost = loss.of_labels(first, labels)?;
-            let right = best(first, labels.len())
-                .map(|best| best.iter().zip(labels).filter(|(a, b)| a == b).count() as u64);
+            let lost = loss.of_labels(output, labels)?;
+            let right = best(output, labels.len())
+                .map(|best| best.iter().zip(labels).filter(|(a, b)| **a == Some(**b)).count() as u64);
             let mut all: Vec<Option<Lost>> = outputs.iter().map(|_| None).collect();
             all[0] = Some(lost);
             Ok((all, right))
@@ -319,8 +306,8 @@ fn losses(
                 .zip(&wanted)
                 .map(|(y, t)| loss.of_target(y, t).map(Some))
                 .collect::<Result<_>>()?;
-            let samples = first.shape().first().copied().unwrap_or(0);
-            let right = match (best(first, samples), best(&wanted[0], samples)) {
+            let samples = output.shape().first().copied().unwrap_or(0);
+            let right = match (best(output, samples), best(&wanted[0], samples)) {
                 (Some(a), Some(b)) => Some(a.iter().zip(&b).filter(|(a, b)| a == b).count() as u64),
                 _ => None,
             };
@@ -329,13 +316,11 @@ fn losses(
     }
 }
 
-/// The greatest score of each sample.
-pub(super) fn best(scores: &Tensor, samples: usize) -> Option<Vec<usize>> {
-    let scores = scores.slice::<f32>().ok()?;
-    let classes = scores.len().checked_div(samples).filter(|&n| n > 1)?;
-    let of =
-        |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
-    Some(scores.chunks(classes).map(of).collect())
+/// The first class of each sample; nothing where an output does not hold scores of
+/// several classes.
+pub(super) fn best(output: &Tensor, samples: usize) -> Option<Vec<Option<usize>>> {
+    let classes = classes(output, samples).ok().filter(|&n| n > 1)?;
+    Some(output.slice::<f32>().ok()?.chunks(classes).map(first).collect())
 }
 
 /// Scales gradients so that their norm, taken over all of them, is at most `most`.

@@ -7,15 +7,9 @@ use crate::ops::unary::Unary;
 use crate::ops::window::Window;
 use crate::qconfig::{QConfig, QConfigMapping, Spec, Target, preset};
 use crate::quantize::{fuse, prepare};
-use crate::random::SplitMix;
+use crate::random::values;
 use crate::scheme::{Format, Mapping};
 use crate::session::Session;
-
-fn values(seed: u64, shape: &[usize]) -> Tensor {
-    let mut numbers = SplitMix::new(seed);
-    let draw = |_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-    Tensor::new(shape, (0..shape.iter().product()).map(draw).collect()).unwrap()
-}
 
 /// Two convolutions with biases and a ReLU between them.
 fn float() -> Graph {

@@ -12,17 +12,11 @@ use crate::ops::shape::Flatten;
 use crate::ops::unary::Unary;
 use crate::ops::window::{Padding, Window};
 use crate::passes::tensorrt_dialect;
-use crate::random::SplitMix;
+use crate::random::values;
 use crate::session::Session;
 use crate::tensor::DType;
 use crate::tensor_quantizer::{Amax, NumBits};
 use crate::train::{Learner, Network};
-
-fn values(seed: u64, shape: &[usize]) -> Tensor {
-    let mut numbers = SplitMix::new(seed);
-    let draw = |_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-    Tensor::new(shape, (0..shape.iter().product()).map(draw).collect()).unwrap()
-}
 
 /// A residual block between convolutions with normalizations, average pooling and a
 /// linear layer, with PyTorch's names.

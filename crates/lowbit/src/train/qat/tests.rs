@@ -12,17 +12,11 @@ use crate::ops::unary::Unary;
 use crate::ops::window::{Padding, Window};
 use crate::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use crate::quantize::prepare;
-use crate::random::SplitMix;
+use crate::random::values;
 use crate::scheme::{Format, Mapping};
 use crate::session::Session;
 use crate::tensor::DType;
-use crate::train::{Loss, Optimizer};
-
-fn values(seed: u64, shape: &[usize]) -> Tensor {
-    let mut numbers = SplitMix::new(seed);
-    let draw = |_| (numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-    Tensor::new(shape, (0..shape.iter().product()).map(draw).collect()).unwrap()
-}
+use crate::train::{Loss, Optimizer, Slots};
 
 /// Two convolutions with batch normalization, the second around a residual
 /// connection, and a linear layer.
@@ -90,23 +84,16 @@ fn bits(bits: u8) -> QConfig {
 /// `steps` steps towards what the float model says. Returns the losses.
 fn train(qat: &mut Qat, float: &Graph, steps: u64) -> Vec<f64> {
     let optimizer = Optimizer::sgd(0.0);
-    let mut slots: HashMap<String, Vec<Tensor>> = HashMap::new();
+    let mut slots = Slots::new();
     (0..steps)
         .map(|step| {
             let network = qat.network(step).unwrap();
             let data = batch(step % 8);
-            let names = network.parameters().to_vec();
             let taken = network.step(&data).unwrap();
             let wanted = float.run(&data).unwrap().remove(0);
             let lost = Loss::Mse.of_target(&taken.outputs[0], &wanted).unwrap();
             let gradients = taken.back(vec![Some(lost.gradient)]).unwrap();
-            for (name, gradient) in names.iter().zip(gradients) {
-                let Some(gradient) = gradient else { continue };
-                let p = network.values_mut().get_mut(name).unwrap();
-                let slots =
-                    slots.entry(name.clone()).or_insert_with(|| vec![Tensor::full(p.shape(), 0f32).unwrap()]);
-                optimizer.step(p, gradient, slots, 0.01, step + 1).unwrap();
-            }
+            network.descend(gradients, &optimizer, &mut slots, 0.01, step + 1).unwrap();
             lost.loss
         })
         .collect()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Learner, Tally, Training};
+use super::{Learner, Slots, Tally, Training};
 use crate::error::{Result, invalid};
 use crate::qtensor::{Stored, load, save};
 use crate::tensor::Tensor;
@@ -76,7 +76,7 @@ impl<L: Learner> Training<L> {
         };
         let [step, loss, steps, samples, right] = [step, loss, steps, samples, right].map(i64::cast_unsigned);
         let network = self.learner.network(step)?;
-        let mut slots: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        let mut slots = Slots::new();
         let count = self.options.optimizer.slots();
         for (name, had) in network.values_mut().iter_mut() {
             let fitting = |name: &str, t: Tensor| match (t.shape(), t.dtype()) == (had.shape(), had.dtype()) {

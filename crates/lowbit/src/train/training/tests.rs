@@ -38,7 +38,7 @@ fn forgetful(graph: &Graph) -> Network {
     for t in network.values_mut().values_mut().filter(|t| t.rank() > 1) {
         let fan: usize = t.shape()[1..].iter().product();
         let most = (3.0 / fan as f32).sqrt();
-        let draw = |_| most * ((numbers.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0);
+        let draw = |_| most * numbers.signed_unit();
         *t = Tensor::new(t.shape(), (0..t.len()).map(draw).collect()).unwrap();
     }
     network
