@@ -1,15 +1,20 @@
 //! How well a model does: its accuracy, where quantization hurts it, where its
-//! time goes, and what it consists of.
+//! time goes, what it consists of, and what of it other runtimes
+//! would run in int8.
 
 mod compare;
 mod evaluate;
+mod lint;
 mod profile;
 mod runner;
 mod summary;
+mod target;
 
 pub use crate::scores::top;
 pub use compare::{BROKEN_DB, Comparison, Damage, POOR_DB, ValueError, Verdict, compare};
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
+pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile, random_inputs};
 pub use runner::{Runner, batch_size, inputs_of};
 pub use summary::{Place, Quantized, Summary};
+pub use target::{Beyond, Bias, Compute, Needs, Target};
