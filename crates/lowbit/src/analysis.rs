@@ -1,11 +1,12 @@
 //! How well a model does: its accuracy, where quantization hurts it, where its
-//! time goes, what it consists of, and what of it other runtimes
+//! time goes, what it consists of and was made from, and what of it other runtimes
 //! would run in int8.
 
 mod compare;
 mod evaluate;
 mod lint;
 mod profile;
+mod provenance;
 mod runner;
 mod summary;
 mod target;
@@ -15,6 +16,7 @@ pub use compare::{BROKEN_DB, Comparison, Damage, POOR_DB, ValueError, Verdict, c
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile, random_inputs};
+pub use provenance::{Digest, Provenance, sha256_of_data, sha256_of_file};
 pub use runner::{Runner, batch_size, inputs_of};
 pub use summary::{Place, Quantized, Summary};
 pub use target::{Beyond, Bias, Compute, Needs, Target};
