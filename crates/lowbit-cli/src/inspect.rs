@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::{Place, Quantized, Summary};
+use lowbit::analysis::{Place, Provenance, Quantized, Summary};
 use lowbit::graph::Graph;
 use lowbit::onnx;
 use lowbit::qconfig::{QConfigMapping, preset};
@@ -51,6 +51,7 @@ enum Stage {
 #[derive(Serialize)]
 struct Inspection<'a> {
     opsets: Vec<(String, i64)>,
+    provenance: Option<&'a Provenance>,
     summary: &'a Summary,
     quantized: &'a [Quantized],
     coverage: f64,
@@ -116,7 +117,8 @@ fn whole(args: &Args, graph: &Graph) -> anyhow::Result<Output> {
         "in int8".into(),
         format!("{} of MACs, {} nodes ({})", percent(report.coverage()), report.integer_nodes, report.isa),
     ]);
-    let mut text = format!("{table}\n");
+    let provenance = Provenance::of(graph);
+    let mut text = format!("{table}\n{}", provenance.as_ref().map_or(String::new(), made_from));
     let mut operators = Table::new(&["operator", ">nodes"]);
     for (op, n) in &summary.operators {
         operators.row([op.clone(), n.to_string()]);
@@ -127,12 +129,29 @@ fn whole(args: &Args, graph: &Graph) -> anyhow::Result<Output> {
     }
     let inspection = Inspection {
         opsets,
+        provenance: provenance.as_ref(),
         summary: &summary,
         quantized: &quantized,
         coverage: report.coverage(),
         session: report,
     };
     Output::new(text, &inspection)
+}
+
+/// What a model was made from, and how.
+fn made_from(p: &Provenance) -> String {
+    let mut table = Table::new(&["made by", ""]);
+    table.row(["tool".into(), format!("lowbit {} {}", p.version, p.command)]);
+    table.row(["codes".into(), p.codes.clone()]);
+    table.row(["float model".into(), format!("sha256 {}", p.model)]);
+    if let Some(data) = &p.data {
+        let samples = p.samples.map_or("samples".into(), |n| format!("{n} samples"));
+        table.row(["data".into(), format!("{samples}, sha256 {data}")]);
+    }
+    let mut settings = p.settings.lines().filter(|l| !l.trim().is_empty());
+    table.row(["settings".into(), settings.next().unwrap_or_default().into()]);
+    settings.for_each(|line| table.row([String::new(), line.into()]));
+    format!("{table}\n")
 }
 
 fn nodes(graph: &Graph) -> anyhow::Result<Output> {

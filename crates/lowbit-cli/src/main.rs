@@ -1,6 +1,6 @@
 //! The `lowbit` command line: quantize, check, measure and run models.
 //!
-//! Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted by Ctrl-C.
+//! Exit codes: 0 done, 1 error or `lint --strict` with remarks, 2 wrong usage, 130 interrupted by Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -10,6 +10,7 @@ mod demo;
 mod eval;
 mod inspect;
 mod interrupt;
+mod lint;
 mod model;
 mod output;
 mod progress;
@@ -38,6 +39,7 @@ Start here:
   lowbit qat model.onnx --data images/             train it to lose less, without labels
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
   lowbit compare model.onnx model.int8.onnx --data d   find the layer that hurts
+  lowbit lint model.int8.onnx --target tensorrt    what a runtime would not run in int8
 
 Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
 chooses the kernels."
@@ -58,14 +60,21 @@ enum Command {
     Eval(eval::Args),
     Compare(compare::Args),
     Inspect(inspect::Args),
+    Lint(lint::Args),
     Bench(bench::Args),
     Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = execute(&cli.command).and_then(|output| output.print(cli.json));
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    let result = execute(&cli.command).and_then(|output| {
+        output.print(cli.json)?;
+        Ok(if output.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    });
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
     eprintln!("error: {}", output::one_line(&error.to_string()));
     match error.downcast_ref() {
         Some(lowbit::Error::Interrupted) => ExitCode::from(130),
@@ -83,6 +92,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Lint(args) => lint::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
     }

@@ -8,12 +8,24 @@ use serde::Serialize;
 pub struct Output {
     text: String,
     json: serde_json::Value,
+    /// Whether the command fails although it has a result to print.
+    fails: bool,
 }
 
 impl Output {
     /// A result as text, and as what `value` serializes to.
     pub fn new(text: String, value: &impl Serialize) -> anyhow::Result<Output> {
-        Ok(Output { text, json: serde_json::to_value(value)? })
+        Ok(Output { text, json: serde_json::to_value(value)?, fails: false })
+    }
+
+    /// The same of a command that fails: what was asked to hold does not.
+    pub fn failing(self) -> Output {
+        Output { fails: true, ..self }
+    }
+
+    /// Whether the command fails.
+    pub fn fails(&self) -> bool {
+        self.fails
     }
 
     /// Prints it. A reader that goes away early (`| head`) is no error.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::{Evaluation, Runner, batch_size, evaluate};
+use lowbit::analysis::{Evaluation, Provenance, Runner, batch_size, evaluate};
 use lowbit::data::{Augment, Dataset};
 use lowbit::graph::Graph;
 use lowbit::onnx;
@@ -223,6 +223,14 @@ impl Args {
     }
 }
 
+/// What decides the trained model, beside the model and the data.
+#[derive(Serialize)]
+struct Settings<'a> {
+    training: Options,
+    quantizers: QatOptions,
+    nodes: &'a QConfigMapping,
+}
+
 #[derive(Serialize)]
 struct Summary {
     output: PathBuf,
@@ -246,6 +254,8 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let float = onnx::load(&args.model)?;
     let data = args.samples.open(&args.data, &args.model, &float)?;
     let test = args.test.as_ref().map(|path| args.samples.open(path, &args.model, &float)).transpose()?;
+    let settings = Settings { training: args.options(), quantizers: args.qat(), nodes: &mapping };
+    let provenance = Provenance::new("qat", &settings, &args.model, Some(&data))?;
     let (qat, base) = calibrated(args, &float, &mapping, &data)?;
     let teacher = Session::compile(&base)?;
     let mut training = Training::new(qat, args.options())?;
@@ -254,7 +264,8 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         warn(&format!("{}: going on from step {}", path.display(), training.step()));
     }
     let loss = train(args, &mut training, &data, &teacher)?;
-    let converted = training.learner.convert()?;
+    let mut converted = training.learner.convert()?;
+    provenance.record(&mut converted.graph)?;
     let session = Session::compile(&converted.graph)?;
     save(&converted.graph, &args.samples.preprocess.of(&args.model)?, &output)?;
     if let Some(path) = &args.float {

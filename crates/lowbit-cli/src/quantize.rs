@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::{batch_size, random_inputs};
+use lowbit::analysis::{Provenance, batch_size, random_inputs};
 use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
@@ -23,6 +23,7 @@ use lowbit::session::{Report, Session};
 use serde::Serialize;
 
 use crate::data::{SampleArgs, named, positive, tensors};
+use crate::lint::Runtime;
 use crate::model::file_bytes;
 use crate::output::{Output, warn};
 use crate::progress::Progress;
@@ -39,6 +40,7 @@ Examples:
   lowbit quantize model.onnx --data samples.npz --calibrator percentile=99.99
   lowbit quantize model.onnx --data samples.npz --skip '/classifier/*' -o small.onnx
   lowbit quantize model.onnx --data samples.npz --config rules.toml
+  lowbit quantize model.onnx --data samples.npz --target tensorrt
   lowbit quantize model.onnx --method dynamic
   lowbit quantize model.onnx --method weight-only --weights uint4 --block 32 --data texts.npz
 
@@ -87,6 +89,10 @@ pub struct Args {
     /// dynamic, or dynamic-rows with a range for each row (token); by default what the method says.
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     preset: Option<String>,
+    /// The runtime that the model is for: chooses the preset and how the model is written
+    /// (`lowbit lint` says what of it runs in int8 there).
+    #[arg(long, value_enum, value_name = "RUNTIME")]
+    target: Option<Runtime>,
     /// Rules for each node, in TOML.
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize", "rounding"])]
     config: Option<PathBuf>,
@@ -139,6 +145,11 @@ enum Compute {
     Int8,
 }
 
+/// The name of an option's value.
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |v| v.get_name().to_string())
+}
+
 fn calibrator(text: &str) -> Result<ObserverConfig, String> {
     if let Some(percentile) = text.strip_prefix("percentile=") {
         let percentile = percentile.parse().map_err(|_| format!("{percentile:?} is not a number"))?;
@@ -178,11 +189,31 @@ pub fn output_of(given: Option<&PathBuf>, model: &Path, ending: &str) -> anyhow:
 }
 
 impl Args {
+    /// The preset where none is named.
+    fn standard_preset(&self) -> &'static str {
+        match (self.method, self.target) {
+            (Method::Static, Some(runtime)) => runtime.target().preset(),
+            (method, _) => method.preset(),
+        }
+    }
+
+    /// The command, with the options that the mapping does not hold.
+    fn command(&self) -> String {
+        let mut command = "quantize".to_string();
+        if let Some(runtime) = self.target {
+            command += &format!(" --target {}", value_name(&runtime));
+        }
+        if let Some(compute) = self.matmul_nbits {
+            command += &format!(" --matmul-nbits {}", value_name(&compute));
+        }
+        command
+    }
+
     fn mapping(&self) -> lowbit::Result<QConfigMapping> {
         let mapping = match &self.config {
             Some(path) => read_config(path)?,
             None => {
-                let mut q = preset(self.preset.as_deref().unwrap_or(self.method.preset()))?;
+                let mut q = preset(self.preset.as_deref().unwrap_or(self.standard_preset()))?;
                 let name = self.preset.as_deref().unwrap_or_default();
                 if self.method == Method::Dynamic && q.dynamic().is_none() {
                     return Err(lowbit::Error::Invalid(format!("preset {name} is not for --method dynamic")));
@@ -345,6 +376,12 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
             );
         }
         q.graph = graph;
+        q.session = Session::compile(&q.graph)?;
+    }
+    let provenance = Provenance::new(&args.command(), &mapping, &args.model, data.as_ref())?;
+    provenance.record(&mut q.graph)?;
+    if let Some(runtime) = args.target {
+        q.graph = runtime.target().dialect(q.graph)?;
         q.session = Session::compile(&q.graph)?;
     }
     if q.weights == 0 {

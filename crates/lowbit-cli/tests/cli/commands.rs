@@ -321,3 +321,70 @@ fn every_command_has_help_with_an_example() {
         assert!(help.contains("Example") && help.contains(&format!("lowbit {command}")), "{help}");
     }
 }
+
+#[test]
+fn models_for_a_target_have_nothing_to_remark() {
+    let folder = Folder::new();
+    for target in ["onnxruntime", "tensorrt", "openvino", "session"] {
+        let quantize = ["quantize", "digits.onnx", "--data", "calibration.npz", "-o", "q.onnx"];
+        let summary = folder.json(&[&quantize[..], &["--target", target]].concat());
+        assert_eq!(number(&summary["coverage"]), 1.0, "{target}: {summary}");
+        let lint = folder.json(&["lint", "q.onnx", "--target", target, "--strict"]);
+        assert_eq!((&lint["remarks"], number(&lint["coverage"])), (&Value::Array(vec![]), 1.0), "{lint}");
+        let scores = &folder.json(&["eval", "q.onnx", "--data", "test.npz"])["scores"];
+        assert!(number(&scores[0]["top1"]) > 0.97, "{target}: {scores}");
+    }
+}
+
+#[test]
+fn lint_says_what_does_not_run_in_int8() {
+    let folder = Folder::quantized();
+    let lint = folder.json(&["lint", "digits.int8.onnx", "--target", "tensorrt"]);
+    let remarks = lint["remarks"].as_array().unwrap();
+    assert!(remarks.iter().any(|r| r["code"] == "LB-T101" && r["level"] == "refused"), "{lint}");
+    assert_eq!(number(&lint["coverage"]), 0.0);
+    let text = folder.text(&["lint", "digits.int8.onnx", "--target", "tensorrt"]);
+    assert!(text.contains("LB-T101") && text.contains("would not load"), "{text}");
+    for (model, target, fails) in [
+        ("digits.int8.onnx", "tensorrt", true),
+        ("digits.onnx", "onnxruntime", true),
+        ("digits.onnx", "session", true),
+        ("digits.int8.onnx", "onnxruntime", false),
+    ] {
+        let output = folder.run(&["lint", model, "--target", target, "--strict"]);
+        assert_eq!(output.status.code(), Some(i32::from(fails)), "{model} {target}");
+        assert!(output.stderr.is_empty() && !output.stdout.is_empty(), "{model} {target}");
+    }
+}
+
+#[test]
+fn inspect_shows_what_a_model_was_made_from() {
+    let folder = Folder::new();
+    assert!(folder.json(&["inspect", "digits.onnx"])["provenance"].is_null());
+    let made = |name: &str, more: &[&str]| {
+        let args = ["quantize", "digits.onnx", "--data", "calibration.npz", "-o", name];
+        folder.json(&[&args[..], more].concat());
+        folder.json(&["inspect", name])["provenance"].clone()
+    };
+    let first = made("a.onnx", &[]);
+    assert_eq!((&first["command"], &first["samples"]), (&Value::from("quantize"), &Value::from(128)));
+    assert!(first["codes"].as_str().unwrap().contains("activation uint8"), "{first}");
+    assert_eq!(first["model"].as_str().unwrap().len(), 64);
+    // The settings are rules that give the same model again, byte for byte.
+    fs::write(folder.path("again.toml"), first["settings"].as_str().unwrap()).unwrap();
+    assert_eq!(made("b.onnx", &["--config", "again.toml"]), first);
+    assert_eq!(fs::read(folder.path("a.onnx")).unwrap(), fs::read(folder.path("b.onnx")).unwrap());
+    let fewer = made("c.onnx", &["--samples", "16", "--per-tensor"]);
+    assert_ne!(fewer["data"], first["data"]);
+    assert_ne!(fewer["settings"], first["settings"]);
+    assert_eq!(fewer["model"], first["model"]);
+    assert_eq!(made("d.onnx", &["--target", "tensorrt"])["command"], "quantize --target tensorrt");
+    let text = folder.text(&["inspect", "a.onnx"]);
+    assert!(text.contains(first["model"].as_str().unwrap()) && text.contains("128 samples"), "{text}");
+
+    let train = ["qat", "digits.onnx", "--data", "calibration.npz", "--epochs", "1", "-o", "q.onnx"];
+    folder.json(&train);
+    let trained = folder.json(&["inspect", "q.onnx"])["provenance"].clone();
+    assert_eq!((&trained["command"], &trained["data"]), (&Value::from("qat"), &first["data"]));
+    assert!(trained["settings"].as_str().unwrap().contains("epochs = 1"), "{trained}");
+}
