@@ -11,7 +11,7 @@ use crate::tensor::DType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// onnxruntime 1.20 and later, on its CPU provider.
+    /// onnxruntime 1.23, on its CPU provider.
     OnnxRuntime,
     /// TensorRT 10 and later.
     TensorRt,
@@ -109,7 +109,7 @@ const fn either(op: &'static str) -> Compute {
 /// `qdq_selector_action_transformer.cc`, where the lists of operators come from): Conv needs a
 /// QuantizeLinear behind it, MatMul and Gemm do not, and codes of input and output are of one
 /// type. ConvTranspose has no rule. A Relu or Clip before the QuantizeLinear is dropped if the
-/// clamp of the codes implies it. Since 1.20 float biases beside a quantized output are quantized.
+/// clamp of the codes implies it. Float biases beside a quantized output are quantized, as 1.23 does.
 /// DequantizeLinear of 4 bits in blocks before a MatMul becomes MatMulNBits, which
 /// computes in float unless its `accuracy_level` is 4. The greatest opset is that of 1.23.
 const ONNXRUNTIME: Needs = Needs {

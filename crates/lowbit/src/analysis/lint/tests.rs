@@ -4,6 +4,8 @@ use super::*;
 use crate::graph::{Builder, Var};
 use crate::op::{Fact, Op};
 use crate::ops::binary::Arithmetic;
+use crate::ops::cast::Cast;
+use crate::ops::control::If;
 use crate::ops::conv::Conv;
 use crate::ops::conv_transpose::ConvTranspose;
 use crate::ops::integer::MatMulInteger;
@@ -166,7 +168,8 @@ fn check(rows: &[(&str, Graph, Target, &[&str], f64)]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Each row that is about Conv and Gemm alone was tried with onnxruntime 1.23.
+/// onnxruntime 1.23 fuses, or does not, as the rows say of biases, weights, float outputs, Relu,
+/// ConvTranspose, zero points, Gemm and MatMul.
 #[test]
 fn onnxruntime_needs_codes_on_all_sides() {
     use Target::OnnxRuntime as T;
@@ -365,5 +368,42 @@ fn products_with_few_bits_say_what_they_compute_in() {
         ("float", product(None), Target::OnnxRuntime, &["LB-O106@product"], 0.0),
         ("int8", product(Some(4)), Target::OpenVino, &["LB-V106@product"], 0.0),
         ("int8", product(Some(4)), Target::TensorRt, &["LB-T301@product"], 0.0),
+    ]);
+}
+
+#[test]
+fn scales_are_constants_and_opsets_known() {
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::I8, [2, 4]));
+    let scale = b.input("scale", Fact::new(DType::F32, [0usize; 0]));
+    let y = b.apply("dq", Arc::new(DequantizeLinear::default()), &[x, scale]).unwrap();
+    let computed = b.finish([("out".to_string(), y)]).unwrap();
+    let mut b = Builder::default();
+    let x = b.input("x", Fact::new(DType::F32, [2, 4]));
+    let y = b.apply("cast", Arc::new(Cast { to: DType::I2 }), &[x]).unwrap();
+    let late = b.finish([("out".to_string(), y)]).unwrap();
+    check(&[
+        ("computed scale", computed.clone(), Target::OnnxRuntime, &["LB-O107@dq"], 0.0),
+        ("computed scale", computed, Target::TensorRt, &["LB-T107@dq"], 0.0),
+        ("opset 25", late.clone(), Target::OnnxRuntime, &["LB-O302@cast"], 0.0),
+        ("opset 25", late, Target::TensorRt, &[], 0.0),
+    ]);
+}
+
+#[test]
+fn of_branches_the_one_with_most_products_counts() {
+    let branches = |one: Layer, other: Layer| {
+        let mut b = Builder::default();
+        let condition = b.input("c", Fact::new(DType::Bool, [0usize; 0]));
+        let x = b.input("in", Fact::new(DType::F32, [1, 4, 5, 5]));
+        let op = If::new([one.graph(), other.graph()], 1).unwrap();
+        let y = b.apply("if", Arc::new(op), &[condition, x]).unwrap();
+        b.finish([("out".to_string(), y)]).unwrap()
+    };
+    let float = || Layer { output: None, ..conv() };
+    check(&[
+        ("both", branches(conv(), conv()), Target::OnnxRuntime, &[], 1.0),
+        ("else in float", branches(conv(), float()), Target::OnnxRuntime, &["LB-O202@layer"], 1.0),
+        ("then in float", branches(float(), conv()), Target::OnnxRuntime, &["LB-O202@layer"], 0.0),
     ]);
 }
