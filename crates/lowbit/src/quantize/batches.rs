@@ -27,30 +27,52 @@ pub fn run_all(
     see: impl Fn(usize, Var, &Tensor) -> Result<()> + Sync,
     abandon: impl Fn() + Sync,
 ) -> Result<()> {
-    let queue = Mutex::new(batches.enumerate());
+    spread(
+        threads,
+        batches,
+        |index, batch| {
+            let at = |e: Error| e.at(format!("calibration batch {index}"));
+            graph
+                .run_watched(&batch.map_err(at)?, &watched, |v, _, value| see(index, v, value))
+                .map_err(at)?;
+            progress(index + 1)
+        },
+        abandon,
+    )
+}
+
+/// Does `work` for every item with its index, each on one of `threads` threads, inside
+/// which it does not spread further. On failure `abandon` is called, to release threads
+/// that wait in `work`.
+///
+/// # Errors
+/// The first failure of `work`.
+pub fn spread<T: Send>(
+    threads: usize,
+    items: impl Iterator<Item = T> + Send,
+    work: impl Fn(usize, T) -> Result<()> + Sync,
+    abandon: impl Fn() + Sync,
+) -> Result<()> {
+    let queue = Mutex::new(items.enumerate());
     let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let work = || -> Result<()> {
-        // Batches are what is spread over the cores; inside, each runs on one.
+    let take_part = || -> Result<()> {
+        // Items are what is spread over the cores; inside, each runs on one.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .use_current_thread()
             .build()
-            .map_err(|e| invalid!("cannot start a calibration thread: {e}"))?;
+            .map_err(|e| invalid!("cannot start a thread: {e}"))?;
         while lock(&failure).is_none() {
             let next = lock(&queue).next();
-            let Some((index, batch)) = next else { break };
-            let at = |e: Error| e.at(format!("calibration batch {index}"));
-            let batch = batch.map_err(at)?;
-            pool.install(|| graph.run_watched(&batch, &watched, |v, _, value| see(index, v, value)))
-                .map_err(at)?;
-            progress(index + 1)?;
+            let Some((index, item)) = next else { break };
+            pool.install(|| work(index, item))?;
         }
         Ok(())
     };
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                if let Err(e) = work() {
+                if let Err(e) = take_part() {
                     // The first failure is the cause; the others follow from it.
                     lock(&failure).get_or_insert(e);
                     abandon();
