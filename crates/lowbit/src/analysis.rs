@@ -8,15 +8,22 @@ mod lint;
 mod profile;
 mod provenance;
 mod runner;
+mod sensitivity;
 mod summary;
 mod target;
+mod weights;
 
 pub use crate::scores::top;
-pub use compare::{BROKEN_DB, Comparison, Damage, POOR_DB, ValueError, Verdict, compare};
+pub use compare::{
+    BROKEN_DB, Comparison, Damage, POOR_DB, Shadow, ShadowError, ValueError, ValueMetric, Verdict, compare,
+    shadow,
+};
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile, random_inputs};
 pub use provenance::{Digest, Provenance, sha256_of_data, sha256_of_file};
 pub use runner::{Runner, batch_size, inputs_of};
+pub use sensitivity::{LayerScore, Metric, Scores, Sensitivity, SensitivityOptions, sensitivity};
 pub use summary::{Place, Quantized, Summary};
 pub use target::{Beyond, Bias, Compute, Needs, Target};
+pub use weights::{WeightError, weights};

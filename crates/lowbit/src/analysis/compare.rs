@@ -1,10 +1,14 @@
 //! Where quantization changes a model: a float graph against its Q/DQ graph,
 //! value by value.
 
+mod shadow;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::Serialize;
+
+pub use shadow::{Shadow, ShadowError, ValueMetric, shadow};
 
 use super::runner::inputs_of;
 use crate::data::Batch;
@@ -32,6 +36,17 @@ pub enum Verdict {
     Poor,
     /// Less than [`BROKEN_DB`], or NaN.
     Broken,
+}
+
+impl Verdict {
+    /// That of an SQNR in dB.
+    pub fn of(sqnr_db: f64) -> Verdict {
+        match sqnr_db {
+            db if db >= POOR_DB => Verdict::Good,
+            db if db >= BROKEN_DB => Verdict::Poor,
+            _ => Verdict::Broken,
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -184,28 +199,32 @@ pub fn compare(
     if samples == 0 {
         return Err(invalid!("the data holds no sample"));
     }
-    let error = |name: &str, v: Var, sums: &Sums| {
-        let node = float.node(v);
-        let op = match &node.kind {
-            Kind::Apply { op, .. } => op.name(),
-            _ => "Input",
-        };
-        let node = if matches!(node.kind, Kind::Apply { .. }) { node.name.clone() } else { String::new() };
-        sums.error(name, node, op)
-    };
-    let values: Vec<ValueError> =
-        pairs.values.iter().zip(&values).map(|(v, s)| error(&float.value(*v).name, *v, s)).collect();
+    let values: Vec<ValueError> = pairs
+        .values
+        .iter()
+        .zip(&values)
+        .map(|(v, s)| value_error(float, &float.value(*v).name, *v, s))
+        .collect();
     let outputs: Vec<ValueError> = pairs
         .outputs
         .iter()
         .zip(&outputs)
         .map(|((i, _), sums)| {
             let (name, v) = float_output(float, *i);
-            error(name, v, sums)
+            value_error(float, name, v, sums)
         })
         .collect();
     let damage = pairs.damage(float, &values, &outputs, per_tensor_weights(quantized));
     Ok(Comparison { samples, values, outputs, damage })
+}
+
+/// The error of a value `v` of the float model, called `name`.
+fn value_error(float: &Graph, name: &str, v: Var, sums: &Sums) -> ValueError {
+    let node = float.node(v);
+    match &node.kind {
+        Kind::Apply { op, .. } => sums.error(name, node.name.clone(), op.name()),
+        _ => sums.error(name, String::new(), "Input"),
+    }
 }
 
 fn float_output(graph: &Graph, i: usize) -> (&str, Var) {
@@ -430,11 +449,7 @@ impl Sums {
             },
             max_abs: self.max_abs,
             amplitude: self.amplitude,
-            verdict: match sqnr_db {
-                db if db >= POOR_DB => Verdict::Good,
-                db if db >= BROKEN_DB => Verdict::Poor,
-                _ => Verdict::Broken,
-            },
+            verdict: Verdict::of(sqnr_db),
         }
     }
 }

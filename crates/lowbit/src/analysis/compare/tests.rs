@@ -7,8 +7,9 @@ use crate::ops::binary::Arithmetic;
 use crate::ops::linear::{Gemm, MatMul};
 use crate::ops::unary::Unary;
 use crate::passes::equalize;
-use crate::qconfig::{QConfigMapping, preset};
+use crate::qconfig::{QConfigMapping, Target, preset};
 use crate::quantize::{Prepared, prepare};
+use crate::scheme::Format;
 
 fn batch(rows: &[[f32; 2]]) -> Batch {
     let x = Tensor::new(&[rows.len(), 2], rows.concat()).unwrap();
@@ -40,6 +41,15 @@ fn quantized(float: &Graph, per_tensor: bool, data: &[[f32; 2]]) -> Graph {
 
 fn run(float: &Graph, quantized: &Graph, data: &[[f32; 2]]) -> Result<Comparison> {
     compare(float, quantized, [Ok(batch(data))].into_iter(), &mut |_| Ok(()))
+}
+
+fn shadowed(float: &Graph, quantized: &Graph, data: &[&[[f32; 2]]]) -> Shadow {
+    let mean_error = |x: &Tensor, y: &Tensor| {
+        let (x, y) = (x.to_f32().unwrap(), y.to_f32().unwrap());
+        x.iter().zip(&y).map(|(x, y)| f64::from(x - y).abs()).sum::<f64>() / x.len() as f64
+    };
+    let batches = data.iter().map(|rows| Ok(batch(rows)));
+    shadow(float, quantized, batches, Some(&mean_error), &mut |_| Ok(())).unwrap()
 }
 
 const DATA: &[[f32; 2]] = &[[1.0, 0.5], [-0.25, 0.75], [0.125, -1.0]];
@@ -98,6 +108,9 @@ fn an_equalized_model_is_compared_in_the_scales_of_the_float_one() {
     prepared.calibrate(batches(), &|_| Ok(())).unwrap();
     let mut quantized = prepared.convert().unwrap().graph;
     let scaled = run(&float, &quantized, DATA).unwrap();
+    let fed = shadowed(&float, &quantized, &[DATA]);
+    assert!(fed.values.iter().all(|e| e.own.sqnr_db > 30.0), "{fed:?}");
+    assert!(fed.values.iter().map(|e| &e.whole).eq(scaled.values.iter().chain(&scaled.outputs)));
     // Beside the equalized model there is nothing to scale back.
     let record = quantized.metadata.remove("lowbit.equalized").unwrap();
     let same = run(&equalized, &quantized, DATA).unwrap();
@@ -212,4 +225,54 @@ fn different_models_are_refused() {
     }
     let stopped = compare(&m, &m, [Ok(batch(DATA))].into_iter(), &mut |_| Err(Error::Interrupted));
     assert!(matches!(stopped, Err(Error::Interrupted)));
+}
+
+#[test]
+fn a_shadow_tells_own_errors_from_inherited_ones() {
+    let float = model(PLAIN, PLAIN);
+    let names = ["x", "h", "k", "y"];
+    for bad in ["h", "k"] {
+        let mut few = preset("default").unwrap();
+        few.weight.format = Format::Int { bits: 2, signed: true, narrow: false };
+        let mapping = QConfigMapping::global(preset("default").unwrap());
+        let mapping = mapping.with(Target::name(bad).unwrap(), Some(few));
+        let mut prepared = prepare(&float, &mapping).unwrap();
+        prepared.observe(&inputs_of(&float, &batch(DATA)).unwrap()).unwrap();
+        let quantized = prepared.convert().unwrap().graph;
+        let s = shadowed(&float, &quantized, &[DATA]);
+        let found: Vec<&str> = s.values.iter().map(|e| e.own.value.as_str()).collect();
+        assert_eq!((s.samples, found), (3, names.to_vec()));
+        assert_eq!(s.worst()[0].own.value, bad);
+        for e in &s.values {
+            let name = e.own.value.as_str();
+            assert_eq!(e.own.sqnr_db < 20.0, name == bad, "{bad}: {e:?}");
+            // What is after the bad layer inherits, what is before it does not.
+            let after = names.iter().position(|n| *n == name) > names.iter().position(|n| *n == bad);
+            assert_eq!(e.inherited_db < 25.0, after, "{bad}: {e:?}");
+            assert_eq!(e.whole.sqnr_db < 25.0, after || name == bad, "{bad}: {e:?}");
+        }
+        // The first layer reads the model's input in both.
+        assert!(s.values[..2].iter().all(|e| e.inherited_db == f64::INFINITY), "{s:?}");
+        let c = run(&float, &quantized, DATA).unwrap();
+        assert!(s.values.iter().map(|e| &e.whole).eq(c.values.iter().chain(&c.outputs)), "{s:?}\n{c:?}");
+        // The mean over samples does not depend on the batches.
+        let parts = shadowed(&float, &quantized, &[&DATA[..1], &DATA[1..]]);
+        for (a, b) in s.values.iter().zip(&parts.values) {
+            let close = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-9;
+            assert!(
+                close(a.own_metric, b.own_metric) && close(a.whole_metric, b.whole_metric),
+                "{a:?} {b:?}"
+            );
+            assert!(a.own_metric.unwrap() <= a.own.max_abs, "{a:?}");
+        }
+    }
+    assert!(shadow(&float, &float, std::iter::empty(), None, &mut |_| Ok(())).is_err());
+}
+
+#[test]
+fn what_stays_in_float_has_no_error_in_the_shadow() {
+    let float = model(PLAIN, PLAIN);
+    for e in shadowed(&float, &float, &[DATA]).values {
+        assert_eq!((e.own.sqnr_db, e.inherited_db, e.own_metric), (f64::INFINITY, f64::INFINITY, Some(0.0)));
+    }
 }
