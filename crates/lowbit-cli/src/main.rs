@@ -17,6 +17,7 @@ mod progress;
 mod qat;
 mod quantize;
 mod run;
+mod sensitivity;
 mod table;
 
 use std::process::ExitCode;
@@ -38,7 +39,8 @@ Start here:
   lowbit quantize model.onnx --data images/        make model.int8.onnx
   lowbit qat model.onnx --data images/             train it to lose less, without labels
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
-  lowbit compare model.onnx model.int8.onnx --data d   find the layer that hurts
+  lowbit compare model.onnx model.int8.onnx --data d   find where it hurts
+  lowbit sensitivity model.onnx --data images/     rank the layers by their harm
   lowbit lint model.int8.onnx --target tensorrt    what a runtime would not run in int8
 
 Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
@@ -59,6 +61,7 @@ enum Command {
     Run(run::Args),
     Eval(eval::Args),
     Compare(compare::Args),
+    Sensitivity(sensitivity::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
     Bench(bench::Args),
@@ -91,6 +94,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
         Command::Run(args) => run::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Sensitivity(args) => sensitivity::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Lint(args) => lint::run(args),
         Command::Bench(args) => bench::run(args),

@@ -288,6 +288,75 @@ fn compare_finds_the_damage() {
 }
 
 #[test]
+fn compare_tells_own_errors_from_inherited_ones() {
+    let folder = Folder::quantized();
+    let args =
+        ["compare", "digits.onnx", "digits.int8.onnx", "--data", "test.npz", "--samples", "32", "--shadow"];
+    let shadow = folder.json(&args);
+    let values = shadow["values"].as_array().unwrap();
+    assert!(values.len() > 10, "{shadow}");
+    for v in values {
+        assert!(v["own"]["sqnr_db"].is_null() || number(&v["own"]["sqnr_db"]) > 25.0, "{v}");
+    }
+    let last = values.last().unwrap();
+    assert!(number(&last["inherited_db"]) < number(&last["own"]["sqnr_db"]), "{last}");
+    let worst = folder.text(&[&args[..], &["--worst", "3"]].concat());
+    assert!(worst.contains("own SQNR dB") && worst.lines().count() == 6, "{worst}");
+}
+
+#[test]
+fn compare_shows_the_weights() {
+    let folder = Folder::quantized();
+    let args = ["compare", "digits.onnx", "digits.int8.onnx", "--weights"];
+    let weights = folder.json(&args);
+    let weights = weights.as_array().unwrap();
+    assert_eq!(weights.iter().filter(|w| w["op"] == "Conv").count(), 5);
+    for w in weights {
+        assert!(number(&w["sqnr_db"]) > 30.0, "{w}");
+        let shape = w["shape"].as_array().unwrap();
+        assert!(
+            shape.iter().any(|n| n.as_u64() == Some(w["channels_db"].as_array().unwrap().len() as u64)),
+            "{w}"
+        );
+    }
+    let worst = folder.text(&[&args[..], &["--worst", "2"]].concat());
+    assert!(worst.contains("worst channels") && worst.ends_with("2 weights\n"), "{worst}");
+    let neither = folder.run(&args[..3]);
+    assert!(!neither.status.success() && String::from_utf8_lossy(&neither.stderr).contains("--data"));
+}
+
+#[test]
+fn sensitivity_ranks_the_layers() {
+    let folder = Folder::new();
+    let args = ["sensitivity", "digits.onnx", "--data", "test.npz", "--samples", "64"];
+    let found = folder.json(&[&args[..], &["--resume", "state.jsonl"]].concat());
+    let layers = found["layers"].as_array().unwrap();
+    let ranked = found["ranked"].as_array().unwrap();
+    assert!(layers.len() > 5 && ranked.len() == layers.len(), "{found}");
+    let sqnr = |name: &Value| {
+        number(&layers.iter().find(|l| l["layer"] == *name).unwrap()["scores"]["sqnr_db"])
+    };
+    assert!(ranked.windows(2).all(|w| sqnr(&w[0]) <= sqnr(&w[1])), "{found}");
+    assert!(number(&found["everything"]["sqnr_db"]) < sqnr(&ranked[0]), "{found}");
+    assert!(number(&found["float_top1"]) > 0.9 && number(&layers[0]["scores"]["agreement"]) > 0.9, "{found}");
+    // A file of results is all that a second run needs.
+    assert_eq!(fs::read_to_string(folder.path("state.jsonl")).unwrap().lines().count(), layers.len() + 2);
+    let again = folder.json(&[&args[..], &["--resume", "state.jsonl"]].concat());
+    assert_eq!(again["ranked"], found["ranked"]);
+    let mixed = folder.run(&[&args[..], &["--resume", "state.jsonl", "--all-but-one"]].concat());
+    assert!(String::from_utf8_lossy(&mixed.stderr).contains("another model"));
+
+    let text = folder.text(&[&args[..], &["--all-but-one", "--metric", "top1", "--worst", "2"]].concat());
+    assert!(text.contains("layer in float") && text.contains("float top-1"), "{text}");
+    let blocks = folder.json(&[&args[..], &["--by", "*", "--metric", "kl"]].concat());
+    assert_eq!(blocks["layers"][0]["layer"], "*");
+    assert!(blocks["layers"][0]["scores"]["kl"] == blocks["everything"]["kl"], "{blocks}");
+    let args = ["sensitivity", "digits.onnx", "--data", "calibration.npz", "--metric", "top1"];
+    let unlabelled = folder.run(&args);
+    assert!(String::from_utf8_lossy(&unlabelled.stderr).contains("labels"));
+}
+
+#[test]
 fn bench_profiles_every_node() {
     let folder = Folder::quantized();
     for (model, options) in [
@@ -315,7 +384,7 @@ fn bench_profiles_every_node() {
 fn every_command_has_help_with_an_example() {
     let folder = Folder::new();
     let help = folder.text(&["--help"]);
-    for command in ["quantize", "run", "eval", "compare", "inspect", "bench", "demo"] {
+    for command in ["quantize", "run", "eval", "compare", "sensitivity", "inspect", "bench", "demo"] {
         assert!(help.contains(command), "{help}");
         let help = folder.text(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("lowbit {command}")), "{help}");
