@@ -333,9 +333,8 @@ fn sensitivity_ranks_the_layers() {
     let layers = found["layers"].as_array().unwrap();
     let ranked = found["ranked"].as_array().unwrap();
     assert!(layers.len() > 5 && ranked.len() == layers.len(), "{found}");
-    let sqnr = |name: &Value| {
-        number(&layers.iter().find(|l| l["layer"] == *name).unwrap()["scores"]["sqnr_db"])
-    };
+    let sqnr =
+        |name: &Value| number(&layers.iter().find(|l| l["layer"] == *name).unwrap()["scores"]["sqnr_db"]);
     assert!(ranked.windows(2).all(|w| sqnr(&w[0]) <= sqnr(&w[1])), "{found}");
     assert!(number(&found["everything"]["sqnr_db"]) < sqnr(&ranked[0]), "{found}");
     assert!(number(&found["float_top1"]) > 0.9 && number(&layers[0]["scores"]["agreement"]) > 0.9, "{found}");

@@ -28,6 +28,8 @@ use state::{Line, State};
 #[derive(Clone, Debug, Default)]
 pub struct SensitivityOptions {
     /// Leave one layer at a time in float and quantize all others, in place of the reverse.
+    /// What others make or read stays quantized, so that it is mostly the error of the
+    /// layer's weight that goes.
     pub all_but_one: bool,
     /// Globs of node names, or of their outputs' names: what one matches is measured as one
     /// layer. Without any, each node with a weight is one.
