@@ -195,6 +195,8 @@ impl std::str::FromStr for Metric {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     #[test]
@@ -203,7 +205,7 @@ mod tests {
         let x = t(&[2, 2], &[0.0, 3f32.ln(), 2.0, 0.0]);
         let y = t(&[2, 2], &[0.0, 0.0, 2.0, 0.0]);
         let mut scoring = Scoring::new(false);
-        scoring.add(&[x.clone()], &[y], Some(&[1, 0]), 2).unwrap();
+        scoring.add(from_ref(&x), &[y], Some(&[1, 0]), 2).unwrap();
         let s = scoring.scores();
         let noise = f64::from(3f32.ln()).powi(2);
         // p = (1/4, 3/4), q = (1/2, 1/2), and then equal rows.
@@ -223,7 +225,7 @@ mod tests {
         assert!((scoring.scores().kl.unwrap() - 2.0 * kl).abs() < 1e-6);
         assert!(scoring.scores().harm(Metric::Top1).unwrap_err().to_string().contains("labels"));
         let mut scoring = Scoring::new(false);
-        let error = scoring.add(&[x.clone()], &[x], Some(&[1, 2]), 2).unwrap_err().to_string();
+        let error = scoring.add(from_ref(&x), from_ref(&x), Some(&[1, 2]), 2).unwrap_err().to_string();
         assert!(error.contains("label 2"), "{error}");
     }
 

@@ -35,7 +35,7 @@ fn model(bad: usize) -> Graph {
 }
 
 fn data() -> Vec<Batch> {
-    let value = |j: usize| if j % 3 == 0 { 0.0 } else { (j * 37 % 101) as f32 / 50.0 };
+    let value = |j: usize| if j.is_multiple_of(3) { 0.0 } else { (j * 37 % 101) as f32 / 50.0 };
     let rows = |i: usize| (12 * i..12 * i + 12).map(value).collect();
     (0..3)
         .map(|i| Batch {
@@ -145,8 +145,7 @@ fn an_interrupted_measurement_goes_on() {
 #[test]
 fn without_samples_or_layers_it_says_so() {
     let float = model(1);
-    let none =
-        sensitivity(&prepared(&float), || std::iter::empty(), &SensitivityOptions::default(), &|_| Ok(()));
+    let none = sensitivity(&prepared(&float), std::iter::empty, &SensitivityOptions::default(), &|_| Ok(()));
     assert!(none.unwrap_err().to_string().contains("no sample"));
     let nothing = prepare(&float, &QConfigMapping::default()).unwrap();
     let none =
