@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lowbit::analysis::{Profile, profile, random_inputs};
+use lowbit::analysis::{Profile, profile};
+use lowbit::data::random_inputs;
 use lowbit::onnx;
 use lowbit::session::Report;
 use serde::Serialize;

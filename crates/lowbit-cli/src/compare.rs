@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use lowbit::analysis::{
-    Comparison, Shadow, ShadowError, ValueError, Verdict, WeightError, batch_size, shadow, weights,
-};
+use lowbit::analysis::{Comparison, Shadow, ShadowError, ValueError, Verdict, WeightError, shadow, weights};
+use lowbit::data::batch_size;
 use lowbit::onnx;
 use lowbit::quantize::fuse;
 

@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use lowbit::analysis::inputs_of;
 use lowbit::data::{ArrayRule, Channels, Dataset, Factor, Layout, Preprocess, Resize, Size};
 use lowbit::graph::Graph;
-use lowbit::tensor::Tensor;
 use serde::de::DeserializeOwned;
 
 use crate::model;
@@ -120,15 +118,6 @@ impl SampleArgs {
             None => data,
         })
     }
-}
-
-/// The batches of `data` as the inputs of `graph`.
-pub fn tensors<'a>(
-    data: &'a Dataset,
-    graph: &'a Graph,
-    batch: usize,
-) -> impl Iterator<Item = lowbit::Result<Vec<Tensor>>> + Send + 'a {
-    data.batches(batch).map(|batch| inputs_of(graph, &batch?))
 }
 
 /// A value by the name that it has in files.

@@ -6,11 +6,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use lowbit::analysis::{Latency, Runner, compare, evaluate, profile, random_inputs};
-use lowbit::data::{Dataset, Preprocess, npz, write_atomically};
+use lowbit::analysis::{Latency, Runner, compare, evaluate, profile};
+use lowbit::data::{Dataset, Preprocess, npz, random_inputs, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::fuse;
+use lowbit::recipe::{self, Samples};
 use lowbit::session::Session;
 use lowbit::tensor::Tensor;
 use lowbit::{Error, onnx};
@@ -19,8 +20,8 @@ use serde::Serialize;
 use crate::interrupt;
 use crate::model::{file_bytes, inputs};
 use crate::output::Output;
-use crate::progress::Progress;
-use crate::quantize::{quantize, save};
+use crate::progress::{Progress, Stages};
+use crate::quantize::save;
 use crate::table::{Table, bytes, decibel, percent};
 
 const MODEL: &[u8] = include_bytes!("../../../demo/digits.onnx");
@@ -76,15 +77,18 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let open = |path: &PathBuf| Dataset::open(path, &preprocess, &inputs(&float));
     let (calibration, test) = (open(&calibration)?, open(&test)?);
 
-    let q = quantize(&float, &QConfigMapping::global(preset("default")?), Some(&calibration), 8)?;
-    save(&q.graph, &preprocess, &int8_path)?;
+    let (samples, stages) = (Samples { data: &calibration, batch: 8 }, Stages::default());
+    let mapping = QConfigMapping::global(preset("default")?);
+    let graph = recipe::quantize(&float, &mapping, Some(samples), &|step| stages.at(step))?.graph;
+    drop(stages);
+    save(&graph, &preprocess, &int8_path)?;
 
-    let float_session = Session::compile(&fuse(&float)?)?;
-    let models: [(&str, &dyn Runner); 2] = [("float", &float_session), ("int8", &q.session)];
+    let (float_session, session) = (Session::compile(&fuse(&float)?)?, Session::compile(&graph)?);
+    let models: [(&str, &dyn Runner); 2] = [("float", &float_session), ("int8", &session)];
     let progress = Progress::new("evaluating", test.len());
     let evaluation = evaluate(&models, &test, 16, &mut |done| progress.at(done))?;
     drop(progress);
-    let comparison = compare(&float, &q.graph, test.batches(16), &mut |_| interrupt::check())?;
+    let comparison = compare(&float, &graph, test.batches(16), &mut |_| interrupt::check())?;
     let worst = comparison.worst();
     let Some(worst) = worst.first() else { anyhow::bail!("the models have no value in common") };
 
@@ -103,7 +107,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let demo = Demo {
         models: rows.collect::<lowbit::Result<_>>()?,
         samples: evaluation.samples,
-        coverage: q.session.report().coverage(),
+        coverage: session.report().coverage(),
         worst_value: worst.value.clone(),
         worst_node: worst.node.clone(),
         worst_sqnr_db: worst.sqnr_db,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lowbit::analysis::{Evaluation, Runner, evaluate, random_inputs};
+use lowbit::analysis::{Evaluation, Runner, evaluate};
+use lowbit::data::random_inputs;
 use lowbit::onnx;
 
 use crate::data::{DataArgs, positive};

@@ -1,6 +1,9 @@
 //! A progress bar on stderr, where that is a terminal.
 
+use std::sync::{Mutex, PoisonError};
+
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use lowbit::recipe::Step;
 
 use crate::interrupt;
 
@@ -40,5 +43,24 @@ impl Progress {
     pub fn step(&self) -> lowbit::Result<()> {
         self.bar.inc(1);
         interrupt::check()
+    }
+}
+
+/// The progress of work of several stages, one bar after the other.
+#[derive(Default)]
+pub struct Stages {
+    current: Mutex<Option<(&'static str, Progress)>>,
+}
+
+impl Stages {
+    /// A step is done; an error once Ctrl-C was pressed.
+    pub fn at(&self, Step { stage, done, of }: Step) -> lowbit::Result<()> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_none_or(|(name, _)| *name != stage) {
+            // The bar of the stage before disappears first.
+            *current = None;
+            *current = Some((stage, Progress::new(stage, of)));
+        }
+        current.as_ref().map_or(Ok(()), |(_, progress)| progress.at(done))
     }
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::{Evaluation, Provenance, Runner, batch_size, evaluate};
+use lowbit::analysis::{Evaluation, Provenance, Runner, evaluate};
 use lowbit::data::{Augment, Dataset};
 use lowbit::graph::Graph;
 use lowbit::onnx;
-use lowbit::passes::equalize;
+use lowbit::passes::ChannelScales;
 use lowbit::qconfig::{QConfigMapping, Target as Nodes, preset};
-use lowbit::quantize::{Finding, fuse, prepare};
+use lowbit::quantize::Finding;
+use lowbit::recipe::{self, Calibrated, Samples};
 use lowbit::scheme::Format;
 use lowbit::session::Session;
 use lowbit::tensor::Tensor;
@@ -21,9 +22,9 @@ use lowbit::train::{
 };
 use serde::Serialize;
 
-use crate::data::{SampleArgs, named, positive, tensors};
+use crate::data::{SampleArgs, named, positive};
 use crate::output::{Output, warn};
-use crate::progress::Progress;
+use crate::progress::{Progress, Stages};
 use crate::quantize::{output_of, read_config, save};
 use crate::table::{Table, percent};
 
@@ -273,8 +274,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     }
     let measured = test.as_ref().unwrap_or(&data);
     let progress = Progress::new("checking", measured.len().div_ceil(args.batch));
-    let mut batches =
-        tensors(measured, &base, batch_size(&base, args.batch)).inspect(|_| _ = progress.step());
+    let mut batches = measured.tensors(&base, args.batch).inspect(|_| _ = progress.step());
     let agreement = Agreement::of(&training.learner, &session, &mut batches)?;
     drop(batches);
     drop(progress);
@@ -305,23 +305,20 @@ fn calibrated(
     mapping: &QConfigMapping,
     data: &Dataset,
 ) -> anyhow::Result<(Qat, Graph)> {
-    let mut fused = fuse(float)?;
-    let batch = batch_size(&fused, args.batch);
-    let mut base = float.clone();
-    if args.batch_norm_steps.is_none() {
-        let progress = Progress::new("equalizing", data.len().div_ceil(batch));
-        fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
-        base = fused.clone();
-    }
-    let mut prepared = prepare(&fused, mapping)?;
-    let progress = Progress::new("calibrating", data.len().div_ceil(batch));
-    prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
-    drop(progress);
+    let (samples, stages) = (Samples { data, batch: args.batch }, Stages::default());
+    let Calibrated { float: fused, prepared } =
+        recipe::calibrate(float, mapping, Some(samples), &|step| stages.at(step))?;
+    drop(stages);
     if args.batch_norm_steps.is_some() {
-        return Ok((Qat::new(prepared, &base, args.qat())?, base));
+        if !ChannelScales::of(&fused)?.is_empty() {
+            bail!(
+                "--batch-norm-steps trains normalizations that equalization moves factors out of: choose one"
+            );
+        }
+        return Ok((Qat::new(prepared, float, args.qat())?, float.clone()));
     }
     let (prepared, settled) = prepared.settled(&fused)?;
-    Ok((Qat::new(prepared, &settled, args.qat())?, base))
+    Ok((Qat::new(prepared, &settled, args.qat())?, fused))
 }
 
 /// Trains to the end. Returns the mean loss of the last epoch.

@@ -1,7 +1,5 @@
 //! `lowbit quantize`: a float model in, an int8 model out.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -10,23 +8,24 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use lowbit::analysis::{Provenance, batch_size, random_inputs};
+use lowbit::analysis::Provenance;
 use lowbit::data::{Dataset, Preprocess, write_atomically};
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
-use lowbit::passes::{awq, equalize, products_of_few_bits};
+use lowbit::passes::products_of_few_bits;
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, Target, preset};
-use lowbit::quantize::{Finding, Role, fuse, prepare, quantize_bodies, quantize_sparing};
+use lowbit::quantize::{Finding, Role};
+use lowbit::recipe::{self, Samples};
 use lowbit::scheme::Format;
 use lowbit::session::{Report, Session};
 use serde::Serialize;
 
-use crate::data::{SampleArgs, named, positive, tensors};
+use crate::data::{SampleArgs, named, positive};
 use crate::lint::Runtime;
 use crate::model::file_bytes;
 use crate::output::{Output, warn};
-use crate::progress::Progress;
+use crate::progress::Stages;
 use crate::table::{Table, bytes, count, percent};
 
 /// Fewer samples than this hardly show the range of a value.
@@ -255,65 +254,6 @@ impl Args {
     }
 }
 
-/// What quantizing a model gave.
-pub struct Quantized {
-    /// The Q/DQ graph.
-    pub graph: Graph,
-    /// The same, compiled.
-    pub session: Session,
-    /// The number of points of activations.
-    pub activations: usize,
-    /// The number of quantized weights.
-    pub weights: usize,
-    /// What deserves attention.
-    pub findings: Vec<Finding>,
-}
-
-/// Fuses, equalizes, rescales, prepares, calibrates on all of `data`, if there is any, and converts.
-/// What breaks a model that has no ranges of its own stays in float.
-pub fn quantize(
-    float: &Graph,
-    mapping: &QConfigMapping,
-    data: Option<&Dataset>,
-    batch: usize,
-) -> lowbit::Result<Quantized> {
-    let mut fused = fuse(float)?;
-    let batch = batch_size(&fused, batch);
-    if let Some(data) = data {
-        let progress = Progress::new("equalizing", data.len().div_ceil(batch));
-        fused = equalize(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
-        drop(progress);
-        let progress = Progress::new("rescaling", data.len().div_ceil(batch));
-        fused = awq(&fused, mapping, tensors(data, &fused, batch), &|_| progress.step())?;
-    }
-    let counts = Cell::new((0, 0));
-    let convert = |mapping: &QConfigMapping| {
-        let mut prepared = prepare(&fused, mapping)?;
-        if let Some(data) = data {
-            let progress = Progress::new("calibrating", data.len().div_ceil(batch));
-            prepared.calibrate(tensors(data, &fused, batch), &|_| progress.step())?;
-        }
-        let points = |role| prepared.points().iter().filter(|p| p.role == role).count();
-        counts.set((points(Role::Activation), points(Role::Weight)));
-        let mut converted = prepared.convert()?;
-        converted.graph = quantize_bodies(&converted.graph, mapping)?;
-        crate::interrupt::check()?;
-        Ok(converted)
-    };
-    let converted = if mapping.is_static() {
-        convert(mapping)?
-    } else {
-        let probe = match data.and_then(|data| tensors(data, &fused, batch).next()) {
-            Some(batch) => batch?,
-            None => random_inputs(&fused, batch, &BTreeMap::new())?,
-        };
-        quantize_sparing(&fused, mapping, &[probe], convert)?
-    };
-    let session = Session::compile(&converted.graph)?;
-    let (activations, weights) = counts.get();
-    Ok(Quantized { graph: converted.graph, session, activations, weights, findings: converted.findings })
-}
-
 /// Writes a model, and its preprocessing beside it where it has one.
 pub fn save(graph: &Graph, preprocess: &Preprocess, path: &Path) -> lowbit::Result<()> {
     onnx::save(graph, path)?;
@@ -366,42 +306,47 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         )),
         _ => {}
     }
-    let mut q = quantize(&float, &mapping, data.as_ref(), args.batch)?;
+    let calibration = data.as_ref().map(|data| Samples { data, batch: args.batch });
+    let stages = Stages::default();
+    let recipe::Quantized { calibrated, mut graph, findings } =
+        recipe::quantize(&float, &mapping, calibration, &|step| stages.at(step))?;
+    drop(stages);
     if let Some(compute) = args.matmul_nbits {
-        let graph = products_of_few_bits(&q.graph, compute == Compute::Int8)?;
-        if graph == q.graph {
+        let rewritten = products_of_few_bits(&graph, compute == Compute::Int8)?;
+        if rewritten == graph {
             bail!(
                 "{}: no MatMul has weights of 2, 4 or 8 bits alone for --matmul-nbits",
                 args.model.display()
             );
         }
-        q.graph = graph;
-        q.session = Session::compile(&q.graph)?;
+        graph = rewritten;
     }
     let provenance = Provenance::new(&args.command(), &mapping, &args.model, data.as_ref())?;
-    provenance.record(&mut q.graph)?;
+    provenance.record(&mut graph)?;
     if let Some(runtime) = args.target {
-        q.graph = runtime.target().dialect(q.graph)?;
-        q.session = Session::compile(&q.graph)?;
+        graph = runtime.target().dialect(graph)?;
     }
-    if q.weights == 0 {
+    let session = Session::compile(&graph)?;
+    let points = |role| calibrated.prepared.points().iter().filter(|p| p.role == role).count();
+    let (activations, weights) = (points(Role::Activation), points(Role::Weight));
+    if weights == 0 {
         warn(&format!(
             "{}: no weight was quantized: it has no layer that lowbit quantizes, or rules keep all of them in float",
             args.model.display()
         ));
     }
-    save(&q.graph, &args.samples.preprocess.of(&args.model)?, &output)?;
+    save(&graph, &args.samples.preprocess.of(&args.model)?, &output)?;
     let summary = Summary {
         model: &args.model,
         output: &output,
         float_bytes: file_bytes(&args.model)?,
         int8_bytes: file_bytes(&output)?,
-        activations: q.activations,
-        weights: q.weights,
+        activations,
+        weights,
         calibration_samples: samples,
-        coverage: q.session.report().coverage(),
-        session: q.session.report(),
-        findings: &q.findings,
+        coverage: session.report().coverage(),
+        session: session.report(),
+        findings: &findings,
         seconds: start.elapsed().as_secs_f64(),
     };
     Output::new(text(&summary)?, &summary)

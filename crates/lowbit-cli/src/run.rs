@@ -5,8 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::bail;
-use lowbit::analysis::{batch_size, inputs_of, random_inputs, top};
+use lowbit::analysis::top;
 use lowbit::data::npz;
+use lowbit::data::{batch_size, inputs_of, random_inputs};
 use lowbit::onnx;
 use lowbit::op::Op;
 use lowbit::ops::layout::Concat;

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use lowbit::analysis::{Metric, Scores, Sensitivity, SensitivityOptions, batch_size, sensitivity};
+use lowbit::analysis::{Metric, Scores, Sensitivity, SensitivityOptions, sensitivity};
+use lowbit::data::batch_size;
 use lowbit::onnx;
-use lowbit::passes::equalize;
 use lowbit::qconfig::{QConfigMapping, preset};
-use lowbit::quantize::{fuse, prepare};
+use lowbit::recipe::{self, Calibrated, Samples};
 use serde::Serialize;
 
-use crate::data::{DataArgs, named, positive, tensors};
+use crate::data::{DataArgs, named, positive};
 use crate::output::Output;
-use crate::progress::Progress;
+use crate::progress::{Progress, Stages};
 use crate::quantize::read_config;
 use crate::table::{Table, decibel, percent};
 
@@ -86,14 +86,10 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         bail!("--metric top1 needs labels, which the data does not have: choose sqnr, kl or agreement");
     }
     let batch = batch_size(&float, args.batch);
-    let fused = fuse(&float)?;
-    let progress = Progress::new("equalizing", data.len().div_ceil(batch));
-    let fused = equalize(&fused, &mapping, tensors(&data, &fused, batch), &|_| progress.step())?;
-    drop(progress);
-    let mut prepared = prepare(&fused, &mapping)?;
-    let progress = Progress::new("calibrating", data.len().div_ceil(batch));
-    prepared.calibrate(tensors(&data, &fused, batch), &|_| progress.step())?;
-    drop(progress);
+    let (samples, stages) = (Samples { data: &data, batch }, Stages::default());
+    let Calibrated { prepared, .. } =
+        recipe::calibrate(&float, &mapping, Some(samples), &|step| stages.at(step))?;
+    drop(stages);
     let options = SensitivityOptions {
         all_but_one: args.all_but_one,
         by: args.by.clone(),

@@ -20,9 +20,9 @@ pub use compare::{
 };
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
-pub use profile::{Latency, NodeProfile, Profile, profile, random_inputs};
+pub use profile::{Latency, NodeProfile, Profile, profile};
 pub use provenance::{Digest, Provenance, sha256_of_data, sha256_of_file};
-pub use runner::{Runner, batch_size, inputs_of};
+pub use runner::Runner;
 pub use sensitivity::{LayerScore, Metric, Scores, Sensitivity, SensitivityOptions, sensitivity};
 pub use summary::{Place, Quantized, Summary};
 pub use target::{Beyond, Bias, Compute, Needs, Target};

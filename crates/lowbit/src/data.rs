@@ -4,14 +4,18 @@
 mod augment;
 mod compressed;
 mod dataset;
+mod feed;
 mod files;
 pub mod image;
 pub mod npy;
 pub mod npz;
 mod preprocess;
+mod random;
 mod records;
 
 pub use augment::Augment;
 pub use dataset::{Batch, Batches, Dataset};
+pub use feed::{batch_size, inputs_of};
 pub use files::write_atomically;
 pub use preprocess::{ArrayRule, Channels, Factor, Interpolation, Layout, Preprocess, Resize, Size};
+pub use random::random_inputs;

@@ -45,8 +45,9 @@
 //! - [`nn`]: models written in Rust, and their quantization in eager mode.
 //! - [`passes`]: what readies a float graph for quantization.
 //! - [`session`]: the int8 engine.
-//! - [`data`], [`train`], [`tensor_quantizer`], [`analysis`]: samples from files; training,
-//!   also of quantized models; quantizers layer by layer; accuracy, errors and times.
+//! - [`data`], [`recipe`]: samples from files, and a whole quantization in one call.
+//! - [`train`], [`tensor_quantizer`], [`analysis`]: training, also of quantized models;
+//!   quantizers layer by layer; accuracy, errors and times.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -80,6 +81,8 @@ pub mod passes;
 pub mod session;
 
 pub mod data;
+
+pub mod recipe;
 
 pub mod train;
 

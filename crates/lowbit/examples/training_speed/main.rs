@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lowbit::analysis::random_inputs;
+use lowbit::data::random_inputs;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::tensor::KeptMemory;

@@ -10,8 +10,7 @@ use serde::Serialize;
 
 pub use shadow::{Shadow, ShadowError, ValueMetric, shadow};
 
-use super::runner::inputs_of;
-use crate::data::Batch;
+use crate::data::{Batch, inputs_of};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Kind, Var};
 use crate::ops::quantize::DequantizeLinear;

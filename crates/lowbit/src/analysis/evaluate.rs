@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::runner::{Runner, batch_size, inputs_of};
-use crate::data::{Batch, Dataset};
+use super::runner::Runner;
+use crate::data::{Batch, Dataset, batch_size, inputs_of};
 use crate::error::{Result, invalid};
 use crate::scores::{classes, first};
 use crate::tensor::Tensor;

@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use scores::{Metric, Scores};
 
-use super::runner::inputs_of;
-use crate::data::Batch;
+use crate::data::{Batch, inputs_of};
 use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind, Node, Var};
 use crate::op::Quant;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{Pairs, Sums, ValueError, float_output, scaled_back};
-use crate::analysis::inputs_of;
-use crate::data::Batch;
+use crate::data::{Batch, inputs_of};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::op::{Op, Quant};

@@ -1,9 +1,15 @@
 use std::sync::Arc;
 
+use std::collections::BTreeMap;
+
 use super::*;
-use crate::graph::Builder;
+use crate::data::random_inputs;
+use crate::error::Error;
+use crate::graph::{Builder, Graph};
+use crate::op::{Dim, Fact};
 use crate::ops::linear::MatMul;
 use crate::ops::unary::Unary;
+use crate::tensor::DType;
 
 fn model() -> Graph {
     let mut b = Builder::default();

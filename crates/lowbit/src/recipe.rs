@@ -1,0 +1,220 @@
+//! A whole quantization: what a mapping asks for, pass after pass, from a float model.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use crate::data::{Dataset, batch_size, random_inputs};
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::passes::{awq, equalize};
+use crate::qconfig::QConfigMapping;
+use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
+use crate::tensor::Tensor;
+
+/// Random samples that stand for those of a user who gives none.
+const PROBES: usize = 8;
+
+/// Samples that passes look at, as often as they need to.
+#[derive(Clone, Copy, Debug)]
+pub struct Samples<'a> {
+    /// Where they come from.
+    pub data: &'a Dataset,
+    /// How many run at once, where the model does not fix it.
+    pub batch: usize,
+}
+
+impl<'a> Samples<'a> {
+    /// The batches as the inputs of `graph`.
+    pub fn tensors(&self, graph: &'a Graph) -> impl Iterator<Item = Result<Vec<Tensor>>> + Send + use<'a> {
+        self.data.tensors(graph, self.batch)
+    }
+
+    /// The number of batches.
+    pub fn count(&self, graph: &Graph) -> usize {
+        self.data.len().div_ceil(batch_size(graph, self.batch))
+    }
+}
+
+/// Work that was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What is being done: a present participle.
+    pub stage: &'static str,
+    /// Steps of it that are done.
+    pub done: usize,
+    /// Steps that there are.
+    pub of: usize,
+}
+
+/// Told of each step; its error stops the work.
+pub type Watch<'a> = dyn Fn(Step) -> Result<()> + Sync + 'a;
+
+/// A calibrated model.
+#[derive(Clone, Debug)]
+pub struct Calibrated {
+    /// The float model, fused and changed by the passes before preparation.
+    pub float: Graph,
+    /// Its points, which have seen the samples.
+    pub prepared: Prepared,
+}
+
+/// A quantized model.
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// What it was converted from.
+    pub calibrated: Calibrated,
+    /// The Q/DQ graph.
+    pub graph: Graph,
+    /// What deserves attention.
+    pub findings: Vec<Finding>,
+}
+
+/// Fuses `float`, runs the passes that `mapping` asks for, places its points, and shows
+/// them the samples, if there are any.
+///
+/// # Errors
+/// What a pass reports, or `watch`.
+pub fn calibrate(
+    float: &Graph,
+    mapping: &QConfigMapping,
+    samples: Option<Samples<'_>>,
+    watch: &Watch<'_>,
+) -> Result<Calibrated> {
+    let float = readied(float, mapping, samples, watch)?;
+    let prepared = prepared(&float, mapping, samples, watch)?;
+    Ok(Calibrated { float, prepared })
+}
+
+/// [`calibrate`], then converts. Nodes whose activations have no ranges of their own, and
+/// that break the model, stay in float: each is a [`Finding::Spared`].
+///
+/// # Errors
+/// What a pass reports, or `watch`.
+pub fn quantize(
+    float: &Graph,
+    mapping: &QConfigMapping,
+    samples: Option<Samples<'_>>,
+    watch: &Watch<'_>,
+) -> Result<Quantized> {
+    let float = readied(float, mapping, samples, watch)?;
+    let (last, tried) = (RefCell::new(None), Cell::new(0));
+    let convert = |mapping: &QConfigMapping| {
+        let prepared = prepared(&float, mapping, samples, watch)?;
+        let mut converted = prepared.convert()?;
+        converted.graph = quantize_bodies(&converted.graph, mapping)?;
+        last.replace(Some(prepared));
+        tried.set(tried.get() + 1);
+        watch(Step { stage: "converting", done: tried.get(), of: tried.get() })?;
+        Ok(converted)
+    };
+    let converted = if mapping.is_static() {
+        convert(mapping)
+    } else {
+        quantize_sparing(&float, mapping, &[probe(&float, samples)?], convert)
+    };
+    let Converted { graph, findings } = converted?;
+    let prepared = match last.into_inner() {
+        Some(prepared) => prepared,
+        None => prepare(&float, mapping)?,
+    };
+    Ok(Quantized { calibrated: Calibrated { float, prepared }, graph, findings })
+}
+
+/// The float model after the passes that come before preparation.
+fn readied(
+    float: &Graph,
+    mapping: &QConfigMapping,
+    samples: Option<Samples<'_>>,
+    watch: &Watch<'_>,
+) -> Result<Graph> {
+    let mut graph = fuse(float)?;
+    if let Some(samples) = samples {
+        let of = samples.count(&graph);
+        let step = |stage| move |done| watch(Step { stage, done, of });
+        graph = equalize(&graph, mapping, samples.tensors(&graph), &step("equalizing"))?;
+        graph = awq(&graph, mapping, samples.tensors(&graph), &step("rescaling"))?;
+    }
+    Ok(graph)
+}
+
+/// The points of a graph, calibrated.
+fn prepared(
+    graph: &Graph,
+    mapping: &QConfigMapping,
+    samples: Option<Samples<'_>>,
+    watch: &Watch<'_>,
+) -> Result<Prepared> {
+    let mut prepared = prepare(graph, mapping)?;
+    if let Some(samples) = samples {
+        let of = samples.count(graph);
+        prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;
+    }
+    Ok(prepared)
+}
+
+/// Inputs to try a model on: the first samples, or random ones.
+fn probe(graph: &Graph, samples: Option<Samples<'_>>) -> Result<Vec<Tensor>> {
+    match samples.and_then(|samples| samples.tensors(graph).next()) {
+        Some(batch) => batch,
+        None => random_inputs(graph, batch_size(graph, PROBES), &BTreeMap::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::data::Preprocess;
+    use crate::error::Error;
+    use crate::onnx;
+    use crate::qconfig::preset;
+
+    fn demo() -> (Graph, Dataset) {
+        let file =
+            |name: &str| -> PathBuf { Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo").join(name) };
+        let graph = onnx::load(file("digits.onnx")).unwrap();
+        let pixels = Preprocess::from_toml("[array]\nkey = 'calibration'\nscale = 0.0625").unwrap();
+        let inputs: Vec<_> = graph.inputs().map(|(_, v)| v.clone()).collect();
+        let data = Dataset::open(&file("digits.npz"), &pixels, &inputs).unwrap();
+        (graph, data)
+    }
+
+    #[test]
+    fn it_is_the_stages_one_by_one() {
+        let (float, data) = demo();
+        let samples = Samples { data: &data, batch: 16 };
+        let mut config = preset("default").unwrap();
+        config.activation = config.activation.map(|spec| spec.equalizing(0.5));
+        let mapping = QConfigMapping::global(config);
+        let seen = Mutex::new(vec![]);
+        let watch = |step: Step| {
+            seen.lock().unwrap().push(step);
+            Ok(())
+        };
+        let made = quantize(&float, &mapping, Some(samples), &watch).unwrap();
+        let fused = fuse(&float).unwrap();
+        let fused = equalize(&fused, &mapping, samples.tensors(&fused), &|_| Ok(())).unwrap();
+        let mut prepared = prepare(&fused, &mapping).unwrap();
+        prepared.calibrate(samples.tensors(&fused), &|_| Ok(())).unwrap();
+        assert_eq!(made.graph, prepared.convert().unwrap().graph);
+        let mut stages: Vec<&str> = seen.into_inner().unwrap().into_iter().map(|s| s.stage).collect();
+        stages.dedup();
+        assert_eq!(stages, ["equalizing", "calibrating", "converting"]);
+    }
+
+    #[test]
+    fn a_watch_stops_it() {
+        let (float, data) = demo();
+        let samples = Some(Samples { data: &data, batch: 16 });
+        for (stage, name) in
+            [("calibrating", "default"), ("converting", "default"), ("converting", "dynamic")]
+        {
+            let mapping = QConfigMapping::global(preset(name).unwrap());
+            let watch = |step: Step| if step.stage == stage { Err(Error::Interrupted) } else { Ok(()) };
+            let stopped = quantize(&float, &mapping, samples, &watch);
+            assert!(matches!(stopped, Err(Error::Interrupted)), "{stage}, {name}");
+        }
+    }
+}
