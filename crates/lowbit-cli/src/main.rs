@@ -7,6 +7,7 @@ mod bench;
 mod compare;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod inspect;
 mod interrupt;
@@ -41,6 +42,7 @@ Start here:
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
   lowbit compare model.onnx model.int8.onnx --data d   find where it hurts
   lowbit sensitivity model.onnx --data images/     rank the layers by their harm
+  lowbit doctor model.onnx --data images/          mend it until it is good enough
   lowbit lint model.int8.onnx --target tensorrt    what a runtime would not run in int8
 
 Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
@@ -62,6 +64,7 @@ enum Command {
     Eval(eval::Args),
     Compare(compare::Args),
     Sensitivity(sensitivity::Args),
+    Doctor(doctor::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
     Bench(bench::Args),
@@ -95,6 +98,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
         Command::Eval(args) => eval::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Lint(args) => lint::run(args),
         Command::Bench(args) => bench::run(args),

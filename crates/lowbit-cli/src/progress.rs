@@ -63,4 +63,12 @@ impl Stages {
         }
         current.as_ref().map_or(Ok(()), |(_, progress)| progress.at(done))
     }
+
+    /// Prints a line above the bar.
+    pub fn say(&self, line: &str) {
+        match &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, progress)) => progress.say(line),
+            None => eprintln!("{line}"),
+        }
+    }
 }

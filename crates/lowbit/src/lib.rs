@@ -7,8 +7,8 @@
 //! use lowbit::data::{Dataset, Preprocess};
 //! use lowbit::graph::Value;
 //! use lowbit::qconfig::{QConfigMapping, preset};
-//! use lowbit::quantize::{fuse, prepare};
-//! use lowbit::{Result, Tensor, onnx, session::Session};
+//! use lowbit::recipe::{self, Samples};
+//! use lowbit::{onnx, session::Session};
 //!
 //! # let demo = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo"));
 //! # let folder = tempfile::tempdir().unwrap();
@@ -17,18 +17,14 @@
 //! let inputs: Vec<Value> = float.inputs().map(|(_, v)| v.clone()).collect();
 //! let pixels = Preprocess::from_toml("[array]\nkey = 'calibration'\nscale = 0.0625")?;
 //! let data = Dataset::open(&demo.join("digits.npz"), &pixels, &inputs)?;
-//! let batches = || {
-//!     data.batches(16).map(|b| -> Result<Vec<Tensor>> { Ok(b?.inputs.into_iter().map(|(_, t)| t).collect()) })
-//! };
 //!
 //! let mapping = QConfigMapping::global(preset("default")?);
-//! let mut prepared = prepare(&fuse(&float)?, &mapping)?;
-//! prepared.calibrate(batches(), &|_batches| Ok(()))?;
-//! let quantized = prepared.convert()?.graph;
-//! onnx::save(&quantized, &out)?;
+//! let samples = Samples { data: &data, batch: 16 };
+//! let quantized = recipe::quantize(&float, &mapping, Some(samples), &|_step| Ok(()))?;
+//! onnx::save(&quantized.graph, &out)?;
 //!
 //! let session = Session::compile(&onnx::load(&out)?)?;
-//! let batch = batches().next().unwrap()?;
+//! let batch = samples.tensors(&float).next().unwrap()?;
 //! assert_eq!(session.run(&batch)?[0].shape(), [16, 10]);
 //! assert_eq!(session.report().coverage(), 1.0);
 //! # Ok::<(), lowbit::Error>(())
@@ -48,6 +44,7 @@
 //! - [`data`], [`recipe`]: samples from files, and a whole quantization in one call.
 //! - [`train`], [`tensor_quantizer`], [`analysis`]: training, also of quantized models;
 //!   quantizers layer by layer; accuracy, errors and times.
+//! - [`doctor`]: the search for the fastest model that is good enough.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -89,6 +86,8 @@ pub mod train;
 pub mod tensor_quantizer;
 
 pub mod analysis;
+
+pub mod doctor;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};

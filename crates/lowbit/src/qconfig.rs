@@ -249,6 +249,14 @@ impl Target {
         Ok(Target::Regex(Regex::new(expression).map_err(|e| invalid!("regex = {expression:?}: {e}"))?))
     }
 
+    /// The node of this name.
+    ///
+    /// # Errors
+    /// If the name is too long.
+    pub fn exactly(name: &str) -> Result<Target> {
+        Target::regex(&format!("^{}$", regex::escape(name)))
+    }
+
     /// Whether the target is one operator type or one name, rather than a
     /// region that may well hold nodes that stay in float.
     fn is_one_kind(&self) -> bool {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::data::{Dataset, batch_size, random_inputs};
-use crate::error::Result;
+use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{awq, equalize};
 use crate::qconfig::QConfigMapping;
@@ -58,6 +58,41 @@ pub struct Calibrated {
     pub prepared: Prepared,
 }
 
+impl Calibrated {
+    /// [`calibrate`] by other rules for the same `float` and samples, which are not shown
+    /// again to points that have seen them.
+    ///
+    /// # Errors
+    /// What a pass reports, or `watch`.
+    pub fn by(
+        &self,
+        float: &Graph,
+        mapping: &QConfigMapping,
+        samples: Samples<'_>,
+        watch: &Watch<'_>,
+    ) -> Result<Calibrated> {
+        let float = readied(float, mapping, Some(samples), watch)?;
+        if float == self.float {
+            let mut prepared = prepare(&float, mapping)?;
+            if prepared.adopt(&self.prepared) {
+                return Ok(Calibrated { float, prepared });
+            }
+        }
+        let prepared = prepared(&float, mapping, Some(samples), watch)?;
+        Ok(Calibrated { float, prepared })
+    }
+
+    /// The Q/DQ model; bodies of control flow are quantized by the rules of `mapping`.
+    ///
+    /// # Errors
+    /// If a point saw no value, or a body cannot be quantized.
+    pub fn convert(&self, mapping: &QConfigMapping) -> Result<Converted> {
+        let mut converted = self.prepared.convert()?;
+        converted.graph = quantize_bodies(&converted.graph, mapping)?;
+        Ok(converted)
+    }
+}
+
 /// A quantized model.
 #[derive(Clone, Debug)]
 pub struct Quantized {
@@ -100,9 +135,9 @@ pub fn quantize(
     let (last, tried) = (RefCell::new(None), Cell::new(0));
     let convert = |mapping: &QConfigMapping| {
         let prepared = prepared(&float, mapping, samples, watch)?;
-        let mut converted = prepared.convert()?;
-        converted.graph = quantize_bodies(&converted.graph, mapping)?;
-        last.replace(Some(prepared));
+        let calibrated = Calibrated { float: float.clone(), prepared };
+        let converted = calibrated.convert(mapping)?;
+        last.replace(Some(calibrated));
         tried.set(tried.get() + 1);
         watch(Step { stage: "converting", done: tried.get(), of: tried.get() })?;
         Ok(converted)
@@ -113,11 +148,8 @@ pub fn quantize(
         quantize_sparing(&float, mapping, &[probe(&float, samples)?], convert)
     };
     let Converted { graph, findings } = converted?;
-    let prepared = match last.into_inner() {
-        Some(prepared) => prepared,
-        None => prepare(&float, mapping)?,
-    };
-    Ok(Quantized { calibrated: Calibrated { float, prepared }, graph, findings })
+    let calibrated = last.into_inner().ok_or_else(|| invalid!("nothing was quantized"))?;
+    Ok(Quantized { calibrated, graph, findings })
 }
 
 /// The float model after the passes that come before preparation.

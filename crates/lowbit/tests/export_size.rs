@@ -5,7 +5,7 @@ mod assets;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use lowbit::analysis::random_inputs;
+use lowbit::data::random_inputs;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::{Result, onnx};

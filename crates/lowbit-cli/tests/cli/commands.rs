@@ -71,6 +71,69 @@ fn qat_trains_fewer_bits_and_goes_on_from_its_checkpoint() {
 }
 
 #[test]
+fn qat_obeys_its_options() {
+    let folder = Folder::new();
+    // The only labelled samples of the demo.
+    let common =
+        ["qat", "digits.onnx", "--data", "test.npz", "--samples", "96", "--epochs", "2", "-o", "q.onnx"];
+    let mut models = vec![];
+    for (options, agreement) in [
+        (&["--labels", "--smoothing", "0.1"][..], 0.9),
+        (&["--batch-norm-steps", "4"], 0.9),
+        (&["--ranges", "moving-average", "--observe-until", "3"], 0.9),
+        (&["--ranges", "clipped"], 0.9),
+        (&["--ranges", "learned-with-offset", "--delay", "1"], 0.9),
+        (&["--optimizer", "adamw", "--schedule", "half-cosine", "--flip"], 0.9),
+    ] {
+        let trained = folder.json(&[&common[..], options].concat());
+        assert_eq!(number(&trained["steps"]), 6.0, "{options:?}");
+        assert_eq!(number(&trained["agreement"]["differ"]), 0.0, "{options:?}: {trained}");
+        let reached = number(&trained["evaluation"]["scores"][1]["agreement"]);
+        assert!(reached > agreement, "{options:?}: {reached}");
+        models.push(fs::read(folder.path("q.onnx")).unwrap());
+    }
+    for (i, model) in models.iter().enumerate() {
+        assert!(models[..i].iter().all(|other| other != model), "option {i} changes nothing");
+    }
+}
+
+#[test]
+fn doctor_mends_a_model_and_says_how() {
+    let folder = Folder::new();
+    let rules = "[[rule]]\nactivation = { format = \"uint8\", mapping = \"affine\" }\n\
+                 weight = { format = \"int2-narrow\", mapping = \"symmetric\" }\n";
+    fs::write(folder.path("rules.toml"), rules).unwrap();
+    let command = |more: &[&str]| {
+        let args = ["doctor", "digits.onnx", "--data", "calibration.npz", "--eval", "test.npz"];
+        folder.json(&[&args[..], more].concat())
+    };
+    let healthy = command(&["--drop", "1"]);
+    assert_eq!((&healthy["met"], healthy["trials"].as_array().unwrap().len()), (&Value::from(true), 1));
+    let mended = command(&["--config", "rules.toml", "--agreement", "95", "-o", "mended.onnx"]);
+    assert_eq!(mended["met"], true, "{mended}");
+    let best = &mended["trials"][mended["best"].as_u64().unwrap() as usize];
+    assert!(number(&best["measured"]["scores"]["agreement"]) >= 0.95, "{best}");
+    // The model on disk is the one that was found, and its rules make it again.
+    let scores = &folder.json(&["eval", "digits.onnx", "mended.onnx", "--data", "test.npz"])["scores"];
+    assert_eq!(scores[1]["agreement"], best["measured"]["scores"]["agreement"]);
+    let text = folder.text(&[
+        "doctor",
+        "digits.onnx",
+        "--data",
+        "calibration.npz",
+        "--eval",
+        "test.npz",
+        "--config",
+        "rules.toml",
+        "--agreement",
+        "95",
+        "-o",
+        "mended.onnx",
+    ]);
+    assert!(text.contains("reached") && text.contains("the best"), "{text}");
+}
+
+#[test]
 fn quantize_obeys_its_options() {
     let folder = Folder::new();
     fs::write(folder.path("rules.toml"), "preset = \"tensorrt\"\n[[rule]]\nop = \"Gemm\"\nfloat = true\n")

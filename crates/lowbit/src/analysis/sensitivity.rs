@@ -1,8 +1,5 @@
 //! Which layers bear quantization: each quantized alone, or each alone left in float.
 
-mod scores;
-mod state;
-
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -11,17 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering as Access};
 
 use serde::{Deserialize, Serialize};
 
-pub use scores::{Metric, Scores};
-
-use crate::data::{Batch, inputs_of};
+use super::reference::Reference;
+use super::scores::{Metric, Scores};
+use crate::data::{Batch, Journal};
 use crate::error::{Result, invalid};
-use crate::graph::{Graph, Kind, Node, Var};
-use crate::op::Quant;
+use crate::graph::{Node, Var};
 use crate::qconfig::Target;
 use crate::quantize::{Prepared, Progress, lock, mark, spread, threads};
-use crate::tensor::Tensor;
-use scores::Scoring;
-use state::{Line, State};
 
 /// What is measured, and how.
 #[derive(Clone, Debug, Default)]
@@ -110,20 +103,24 @@ pub fn sensitivity<B: Iterator<Item = Result<Batch>> + Send>(
     let prepared = prepared.frozen()?;
     let threads = options.threads.unwrap_or_else(threads).max(1);
     let reference = Reference::of(prepared.graph(), batches(), threads)?;
-    let key = reference.key(&prepared);
-    let mut state = State::open(options.resume.as_deref(), key, options.all_but_one)?;
-    let mut found: Vec<Option<Scores>> = blocks.iter().map(|block| state.take(block)).collect();
+    let header = Header { sensitivity: key(&reference, &prepared), all_but_one: options.all_but_one };
+    let mut journal: Journal<Line> = Journal::open(options.resume.as_deref(), &header)?;
+    let mut found: Vec<Option<Scores>> = blocks.iter().map(|block| kept(&mut journal, block)).collect();
     let done = AtomicUsize::new(found.iter().skip(1).flatten().count());
     progress(done.load(Access::Relaxed))?;
     let open: Vec<usize> = (0..blocks.len()).filter(|i| found[*i].is_none()).collect();
-    let results = Mutex::new((&mut found, state));
+    let results = Mutex::new((&mut found, journal));
     let measure = |i: usize| -> Result<()> {
         let block = &blocks[i];
         let active = |v: Var| block.name.is_none() || block.values.contains(&v) != options.all_but_one;
         let graph = prepared.only(active)?.convert()?.graph;
         let scores = reference.compared(&graph, batches())?;
-        let (found, state) = &mut *lock(&results);
-        state.add(&Line { layer: block.name.clone(), nodes: block.nodes.clone(), scores: scores.clone() })?;
+        let (found, journal) = &mut *lock(&results);
+        journal.add(&Line {
+            layer: block.name.clone(),
+            nodes: block.nodes.clone(),
+            scores: scores.clone(),
+        })?;
         found[i] = Some(scores);
         if block.name.is_some() {
             progress(done.fetch_add(1, Access::Relaxed) + 1)?;
@@ -147,6 +144,44 @@ pub fn sensitivity<B: Iterator<Item = Result<Batch>> + Send>(
         everything,
         layers: layers.collect::<Result<_>>()?,
     })
+}
+
+/// The first line of a file of results: what they are of.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Header {
+    /// A checksum of model, ranges and data.
+    sensitivity: u32,
+    all_but_one: bool,
+}
+
+/// Another line: a result.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    /// The layer; none for everything.
+    layer: Option<String>,
+    nodes: Vec<String>,
+    scores: Scores,
+}
+
+/// The result of a block that an earlier run has kept.
+fn kept(journal: &mut Journal<Line>, block: &Block) -> Option<Scores> {
+    let is = |line: &Line| line.layer == block.name && line.nodes == block.nodes;
+    Some(journal.take(is)?.scores)
+}
+
+/// A checksum of what results depend on: the float model's outputs and the scales.
+fn key(reference: &Reference, prepared: &Prepared) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(&reference.checksum().to_le_bytes());
+    for point in prepared.points() {
+        crc.update(point.name.as_bytes());
+        crc.update(point.scheme.to_string().as_bytes());
+        if let Some(params) = &point.given {
+            params.scale.iter().for_each(|s| crc.update(&s.to_le_bytes()));
+            params.zero_point.iter().for_each(|z| crc.update(&z.to_le_bytes()));
+        }
+    }
+    crc.sum()
 }
 
 /// Nodes that are measured together.
@@ -188,91 +223,6 @@ fn blocks(prepared: &Prepared, by: &[String]) -> Result<Vec<Block>> {
     match blocks.len() {
         1 => Err(invalid!("the model has no layer with a weight that the rules quantize")),
         _ => Ok(blocks),
-    }
-}
-
-/// What the float model says.
-struct Reference {
-    /// The outputs for each batch.
-    outputs: Vec<Vec<Tensor>>,
-    samples: usize,
-    top1: Option<f64>,
-    /// Whether the first output holds probabilities.
-    probabilities: bool,
-}
-
-impl Reference {
-    fn of(
-        graph: &Graph,
-        batches: impl Iterator<Item = Result<Batch>> + Send,
-        threads: usize,
-    ) -> Result<Reference> {
-        let of_batch: Mutex<Vec<(usize, Vec<Tensor>, Option<Vec<usize>>, usize)>> = Mutex::new(vec![]);
-        let run = |i: usize, batch: Result<Batch>| {
-            let batch = batch?;
-            let outputs = graph.run(&inputs_of(graph, &batch)?)?;
-            lock(&of_batch).push((i, outputs, batch.labels, batch.names.len()));
-            Ok(())
-        };
-        spread(threads, batches, run, || ()).map_err(|e| e.at("the float model"))?;
-        let mut of_batch = std::mem::take(&mut *lock(&of_batch));
-        of_batch.sort_by_key(|(i, ..)| *i);
-        let probabilities = is_softmax(graph);
-        let mut scoring = Scoring::new(probabilities);
-        for (_, outputs, labels, samples) in &of_batch {
-            scoring.add(outputs, outputs, labels.as_deref(), *samples)?;
-        }
-        let (samples, top1) = (scoring.samples(), scoring.scores().top1);
-        if samples == 0 {
-            return Err(invalid!("the data holds no sample"));
-        }
-        let outputs = of_batch.into_iter().map(|(_, outputs, ..)| outputs).collect();
-        Ok(Reference { outputs, samples, top1, probabilities })
-    }
-
-    /// The outputs of `graph` against those of the float model.
-    fn compared(&self, graph: &Graph, batches: impl Iterator<Item = Result<Batch>>) -> Result<Scores> {
-        let mut scoring = Scoring::new(self.probabilities);
-        for (i, batch) in batches.enumerate() {
-            let batch = batch?;
-            let changed = || invalid!("the data has changed while it was read");
-            let wanted = self.outputs.get(i).ok_or_else(changed)?;
-            let found = graph.run(&inputs_of(graph, &batch)?)?;
-            scoring.add(wanted, &found, batch.labels.as_deref(), batch.names.len())?;
-        }
-        Ok(scoring.scores())
-    }
-
-    /// A checksum of what results depend on: the float model's outputs and the scales.
-    fn key(&self, prepared: &Prepared) -> u32 {
-        let mut crc = flate2::Crc::new();
-        for t in self.outputs.iter().flatten() {
-            crc.update(&t.to_bytes());
-        }
-        for point in prepared.points() {
-            crc.update(point.name.as_bytes());
-            crc.update(point.scheme.to_string().as_bytes());
-            if let Some(params) = &point.given {
-                params.scale.iter().for_each(|s| crc.update(&s.to_le_bytes()));
-                params.zero_point.iter().for_each(|z| crc.update(&z.to_le_bytes()));
-            }
-        }
-        crc.sum()
-    }
-}
-
-/// Whether the first output is a softmax, moved around perhaps.
-fn is_softmax(graph: &Graph) -> bool {
-    let Some((_, mut v)) = graph.outputs().next() else { return false };
-    loop {
-        let Kind::Apply { op, inputs } = &graph.node(v).kind else { return false };
-        if op.name() == "Softmax" {
-            return true;
-        }
-        if op.quant() != Quant::Share && mark(graph, v).is_none() {
-            return false;
-        }
-        v = inputs[0];
     }
 }
 

@@ -123,6 +123,23 @@ impl Point {
             && (&self.given, self.held) == (&other.given, other.held)
     }
 
+    /// Takes over what `other`, a point of the same values, has seen of samples. None if
+    /// it did not look at them in the same way.
+    pub(super) fn adopt(&mut self, other: &Point) -> Option<()> {
+        match self.role {
+            Role::Activation => self.observer.merge(&other.observer).ok(),
+            Role::Weight => {
+                if self.means.is_some() {
+                    self.means = Some(other.means.clone()?);
+                }
+                if self.moments.is_some() {
+                    self.moments = Some(other.moments.clone()?);
+                }
+                Some(())
+            }
+        }
+    }
+
     /// Takes a value into account.
     ///
     /// # Errors

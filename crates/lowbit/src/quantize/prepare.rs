@@ -278,6 +278,40 @@ impl Prepared {
         })
     }
 
+    /// Takes over what the points of `other`, of the same float graph, have seen of
+    /// samples, where they are alike and were shown the same values. Returns whether every
+    /// point that watches values has been found: otherwise nothing is changed, and this
+    /// graph needs calibration of its own.
+    pub fn adopt(&mut self, other: &Prepared) -> bool {
+        let (ours, theirs) = (self.shown(), other.shown());
+        let adopted = self.points.iter().zip(&ours).map(|(point, shown)| {
+            let mut point = point.clone();
+            let same = |(p, s): &(&Point, &Vec<(usize, &str)>)| (&p.name, *s) == (&point.name, shown);
+            let found = other.points.iter().zip(&theirs).find(same);
+            match found {
+                _ if shown.is_empty() => {}
+                Some((p, _)) if p.role == point.role => point.adopt(p)?,
+                _ => return None,
+            }
+            Some(point)
+        });
+        let Some(points) = adopted.collect() else { return false };
+        self.points = points;
+        true
+    }
+
+    /// For each point, the places of the values that it is shown, and their names.
+    fn shown(&self) -> Vec<Vec<(usize, &str)>> {
+        let mut shown = vec![vec![]; self.points.len()];
+        for (v, watches) in &self.watches {
+            for watch in watches {
+                shown[watch.point].push((watch.site, self.graph.value(*v).name.as_str()));
+            }
+        }
+        shown.iter_mut().for_each(|values| values.sort_unstable());
+        shown
+    }
+
     /// The graph in which operand `i` of `node` reads a value at the point
     /// `choose(node, i, point)` in the place of `point`, and where that is none the
     /// value itself. Points of one value that are alike are one.

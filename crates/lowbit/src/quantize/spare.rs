@@ -40,13 +40,13 @@ pub fn quantize_sparing(
         let others = candidates.iter().filter(|other| *other != name);
         let alone = others
             .map(String::as_str)
-            .try_fold(mapping.clone(), |m, other| Ok::<_, Error>(m.with(exactly(other)?, None)))?;
+            .try_fold(mapping.clone(), |m, other| Ok::<_, Error>(m.with(Target::exactly(other)?, None)))?;
         harm.push((sqnr(&quantize(&alone)?)?, name.clone()));
     }
     harm.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut mapping, mut spared) = (mapping.clone(), vec![]);
     while let Some((sqnr_db, node)) = harm.pop() {
-        mapping = mapping.with(exactly(&node)?, None);
+        mapping = mapping.with(Target::exactly(&node)?, None);
         spared.push(Finding::Spared { node, sqnr_db });
         converted = quantize(&mapping)?;
         if sqnr(&converted)? >= LEAST_SQNR {
@@ -65,11 +65,6 @@ fn candidates(graph: &Graph, mapping: &QConfigMapping) -> Result<Vec<String>> {
         config.is_some() && w.and_then(|w| inputs.get(w)).is_some_and(|v| graph.constant(*v).is_some())
     });
     Ok(with_weight.map(|((_, node, ..), _)| node.name.clone()).collect())
-}
-
-/// The node of this name.
-fn exactly(name: &str) -> Result<Target> {
-    Target::regex(&format!("^{}$", regex::escape(name)))
 }
 
 fn outputs(graph: &Graph, probes: &[Vec<Tensor>]) -> Result<Vec<Vec<Tensor>>> {

@@ -2,15 +2,16 @@ use std::fs;
 use std::sync::Arc;
 
 use super::*;
+use crate::data::inputs_of;
 use crate::error::Error;
-use crate::graph::Builder;
+use crate::graph::{Builder, Graph};
 use crate::observer::ObserverConfig;
 use crate::op::{Dim, Fact};
 use crate::ops::linear::Gemm;
 use crate::ops::unary::Unary;
 use crate::qconfig::{Per, QConfigMapping, preset};
 use crate::quantize::prepare;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 const LAYERS: usize = 4;
 
