@@ -4,6 +4,7 @@
 
 mod compare;
 mod evaluate;
+mod kept;
 mod lint;
 mod profile;
 mod provenance;

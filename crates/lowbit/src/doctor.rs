@@ -99,8 +99,8 @@ pub struct Diagnosis {
 /// where the bar has one, or where time is up: with a folder, a search that was stopped and
 /// goes on ends with the same model as one that was not.
 ///
-/// At any time one batch with its activations is held for each core, beside the models and
-/// the float model's outputs.
+/// At any time one batch with its activations is held for each core, beside the models;
+/// the float model's outputs are kept on disk.
 ///
 /// # Errors
 /// If the bar asks for what data or model do not have, the folder is of another search, a
@@ -155,9 +155,8 @@ impl<'a> Search<'a> {
         let Case { float, judged, calibration } = case;
         let batch = batch_size(float, judged.batch);
         let reference = Reference::of(float, judged.data.batches(batch), threads())?;
-        let own = reference.compared(*float, judged.data.batches(batch))?;
-        let goal = options.goal.unwrap_or_else(|| Goal::usual(&own));
-        let bar = Bar { goal: goal.resolved(&own)?, most_ms: options.most_ms };
+        let goal = options.goal.unwrap_or_else(|| Goal::usual(&reference.own));
+        let bar = Bar { goal: goal.resolved(&reference.own)?, most_ms: options.most_ms };
         let header = Header {
             doctor: reference.checksum(),
             calibration: sha256_of_data(calibration.data)?.to_string(),

@@ -1,7 +1,8 @@
 //! The float model, to hold others against.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
+use super::kept::Kept;
 use super::runner::Runner;
 use super::scores::{Scores, Scoring};
 use crate::data::{Batch, inputs_of};
@@ -9,17 +10,16 @@ use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind};
 use crate::op::Quant;
 use crate::quantize::{lock, mark, spread};
-use crate::tensor::Tensor;
 
-/// What the float model says of samples. Its outputs are held.
+/// What the float model says of samples. Its outputs are kept on disk.
 #[derive(Debug)]
 pub struct Reference {
     /// The outputs for each batch.
-    outputs: Vec<Vec<Tensor>>,
+    outputs: Kept,
     /// The number of samples.
     pub samples: usize,
-    /// The share of samples that it has right, if there are labels.
-    pub top1: Option<f64>,
+    /// Its outputs against themselves: what a model without any error has.
+    pub own: Scores,
     /// Whether the first output holds probabilities.
     probabilities: bool,
 }
@@ -34,27 +34,21 @@ impl Reference {
         batches: impl Iterator<Item = Result<Batch>> + Send,
         threads: usize,
     ) -> Result<Reference> {
-        let of_batch: Mutex<Vec<(usize, Vec<Tensor>, Option<Vec<usize>>, usize)>> = Mutex::new(vec![]);
+        let probabilities = is_softmax(graph);
+        let seen = Mutex::new((Kept::new()?, Scoring::new(probabilities)));
         let run = |i: usize, batch: Result<Batch>| {
             let batch = batch?;
             let outputs = graph.run(&inputs_of(graph, &batch)?)?;
-            lock(&of_batch).push((i, outputs, batch.labels, batch.names.len()));
-            Ok(())
+            let (kept, scoring) = &mut *lock(&seen);
+            scoring.add(&outputs, &outputs, batch.labels.as_deref(), batch.names.len())?;
+            kept.add(i, &outputs)
         };
         spread(threads, batches, run, || ()).map_err(|e| e.at("the float model"))?;
-        let mut of_batch = std::mem::take(&mut *lock(&of_batch));
-        of_batch.sort_by_key(|(i, ..)| *i);
-        let probabilities = is_softmax(graph);
-        let mut scoring = Scoring::new(probabilities);
-        for (_, outputs, labels, samples) in &of_batch {
-            scoring.add(outputs, outputs, labels.as_deref(), *samples)?;
+        let (outputs, scoring) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match scoring.samples() {
+            0 => Err(invalid!("the data holds no sample")),
+            samples => Ok(Reference { outputs, samples, own: scoring.scores(), probabilities }),
         }
-        let (samples, top1) = (scoring.samples(), scoring.scores().top1);
-        if samples == 0 {
-            return Err(invalid!("the data holds no sample"));
-        }
-        let outputs = of_batch.into_iter().map(|(_, outputs, ..)| outputs).collect();
-        Ok(Reference { outputs, samples, top1, probabilities })
     }
 
     /// The outputs of `model` for the same samples against those of the float model.
@@ -70,20 +64,16 @@ impl Reference {
         for (i, batch) in batches.enumerate() {
             let batch = batch?;
             let changed = || invalid!("the data has changed while it was read");
-            let wanted = self.outputs.get(i).ok_or_else(changed)?;
+            let wanted = self.outputs.get(i)?.ok_or_else(changed)?;
             let found = model.run(&inputs_of(model.graph(), &batch)?)?;
-            scoring.add(wanted, &found, batch.labels.as_deref(), batch.names.len())?;
+            scoring.add(&wanted, &found, batch.labels.as_deref(), batch.names.len())?;
         }
         Ok(scoring.scores())
     }
 
     /// A checksum of the outputs.
     pub fn checksum(&self) -> u32 {
-        let mut crc = flate2::Crc::new();
-        for t in self.outputs.iter().flatten() {
-            crc.update(&t.to_bytes());
-        }
-        crc.sum()
+        self.outputs.checksum()
     }
 }
 

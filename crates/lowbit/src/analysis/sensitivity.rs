@@ -84,8 +84,8 @@ impl Sensitivity {
 /// rules for this layer alone.
 ///
 /// `batches` is called once for each layer and once for the float model. Layers are spread
-/// over threads, each of which holds one batch and its activations; beside these, the
-/// outputs of the float model are held. The result does not depend on the number of
+/// over threads, each of which holds one batch and its activations; the outputs of the
+/// float model are kept on disk. The result does not depend on the number of
 /// threads. `progress` is called with the number of layers done, those that a file from an
 /// earlier run has included; its error stops the measurement.
 ///
@@ -140,7 +140,7 @@ pub fn sensitivity<B: Iterator<Item = Result<Batch>> + Send>(
     Ok(Sensitivity {
         samples: reference.samples,
         all_but_one: options.all_but_one,
-        float_top1: reference.top1,
+        float_top1: reference.own.top1,
         everything,
         layers: layers.collect::<Result<_>>()?,
     })

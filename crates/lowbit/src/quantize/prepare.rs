@@ -41,7 +41,8 @@ pub(super) struct Watch {
 /// point between input and output; an activation function right after an
 /// operator belongs to it. Weights are observed here, once.
 ///
-/// The parts of a normalization that is spelled out stay in float.
+/// The parts of a normalization that is spelled out stay in float, and so does an activation
+/// function after an operator that does.
 ///
 /// Where activations are quantized by the ranges of each run, or not at all,
 /// only weights get points, and nothing needs to be observed.
@@ -85,12 +86,22 @@ pub fn prepare(graph: &Graph, mapping: &QConfigMapping) -> Result<Prepared> {
 }
 
 /// The configurations, none for the parts of a normalization that is spelled
-/// out: squares and their means need more than 8 bits.
+/// out: squares and their means need more than 8 bits; and none for an activation
+/// function after an operator with a weight that has none: it belongs to it, and what it
+/// would read has not been clamped yet.
 fn in_float<'a>(graph: &Graph, mut configs: Vec<Option<&'a QConfig>>) -> Vec<Option<&'a QConfig>> {
     let normalizes = |p: &Pattern| matches!(p.function, Function::RootMeanSquare { .. });
     let parts: HashSet<Var> = patterns(graph).into_iter().filter(normalizes).flat_map(|p| p.values).collect();
     let nodes = graph.applied().zip(&mut configs);
     nodes.filter(|((v, ..), _)| parts.contains(v)).for_each(|(_, config)| *config = None);
+    let mut computed: HashSet<Var> = HashSet::new();
+    for ((v, _, op, inputs), config) in graph.applied().zip(&mut configs) {
+        match op.quant() {
+            Quant::Compute { .. } if config.is_none() => _ = computed.insert(v),
+            Quant::Clamp { .. } if computed.contains(&inputs[0]) => *config = None,
+            _ => {}
+        }
+    }
     configs
 }
 
