@@ -3,6 +3,7 @@
 //! would run in int8.
 
 mod compare;
+mod distribution;
 mod evaluate;
 mod kept;
 mod lint;
@@ -20,6 +21,9 @@ pub use crate::scores::top;
 pub use compare::{
     BROKEN_DB, Comparison, Damage, POOR_DB, Shadow, ShadowError, ValueError, ValueMetric, Verdict, compare,
     shadow,
+};
+pub use distribution::{
+    BINS, ChannelRange, Distribution, Mapped, activation_distributions, weight_distributions,
 };
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};

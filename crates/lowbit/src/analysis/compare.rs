@@ -328,7 +328,7 @@ impl Pairs {
 }
 
 /// `y` with channel `k` of axis 1 multiplied by `scales[k]`.
-fn scaled_back(y: &Tensor, scales: &[f32]) -> Result<Tensor> {
+pub(super) fn scaled_back(y: &Tensor, scales: &[f32]) -> Result<Tensor> {
     if y.shape().get(1) != Some(&scales.len()) {
         return Err(invalid!("has shape {:?} and {} scales of equalized channels", y.shape(), scales.len()));
     }

@@ -52,17 +52,8 @@ impl WeightError {
 /// If a weight's shapes differ, or channels of the quantized model were equalized, so that
 /// its weights are not those of the float model.
 pub fn weights(float: &Graph, quantized: &Graph) -> Result<Vec<WeightError>> {
-    if ChannelScales::of(quantized)? != ChannelScales::of(float)? {
-        return Err(invalid!(
-            "the quantized model was equalized: its weights are not those of the float model times a scale; \
-             quantize without equalization to compare them"
-        ));
-    }
-    let mut by_name: HashMap<&str, Vec<&Tensor>> = HashMap::new();
-    for (_, node, op, inputs) in float.applied() {
-        let constant = weight(&**op).and_then(|(w, _)| float.constant(*inputs.get(w)?));
-        by_name.entry(&node.name).or_default().extend(constant);
-    }
+    same_channels(float, quantized)?;
+    let by_name = by_node(float);
     let mut errors = vec![];
     for (_, node, op, inputs) in quantized.applied() {
         let Some((w, axis)) = weight(&**op) else { continue };
@@ -74,6 +65,27 @@ pub fn weights(float: &Graph, quantized: &Graph) -> Result<Vec<WeightError>> {
         errors.push(error((&node.name, op.name()), wanted, &stored, axis).map_err(|e| e.at(&node.name))?);
     }
     Ok(errors)
+}
+
+/// That the channels of both models have the same scales.
+pub(super) fn same_channels(float: &Graph, quantized: &Graph) -> Result<()> {
+    if ChannelScales::of(quantized)? == ChannelScales::of(float)? {
+        return Ok(());
+    }
+    Err(invalid!(
+        "the quantized model was equalized: its weights are not those of the float model times a scale; \
+         quantize without equalization to compare them"
+    ))
+}
+
+/// The constant weights by the names of the nodes that multiply with them.
+pub(super) fn by_node(float: &Graph) -> HashMap<&str, Vec<&Tensor>> {
+    let mut by_name: HashMap<&str, Vec<&Tensor>> = HashMap::new();
+    for (_, node, op, inputs) in float.applied() {
+        let constant = weight(&**op).and_then(|(w, _)| float.constant(*inputs.get(w)?));
+        by_name.entry(&node.name).or_default().extend(constant);
+    }
+    by_name
 }
 
 /// The reals of codes that are constants.
