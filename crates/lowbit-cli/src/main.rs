@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod qat;
 mod quantize;
+mod report;
 mod run;
 mod sensitivity;
 mod table;
@@ -43,6 +44,7 @@ Start here:
   lowbit compare model.onnx model.int8.onnx --data d   find where it hurts
   lowbit sensitivity model.onnx --data images/     rank the layers by their harm
   lowbit doctor model.onnx --data images/          mend it until it is good enough
+  lowbit report model.onnx model.int8.onnx --data d    all of it as one HTML page
   lowbit lint model.int8.onnx --target tensorrt    what a runtime would not run in int8
 
 Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
@@ -65,6 +67,7 @@ enum Command {
     Compare(compare::Args),
     Sensitivity(sensitivity::Args),
     Doctor(doctor::Args),
+    Report(report::Args),
     Inspect(inspect::Args),
     Lint(lint::Args),
     Bench(bench::Args),
@@ -99,6 +102,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
         Command::Compare(args) => compare::run(args),
         Command::Sensitivity(args) => sensitivity::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Report(args) => report::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Lint(args) => lint::run(args),
         Command::Bench(args) => bench::run(args),

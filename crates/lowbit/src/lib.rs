@@ -45,6 +45,7 @@
 //! - [`train`], [`tensor_quantizer`], [`analysis`]: training, also of quantized models;
 //!   quantizers layer by layer; accuracy, errors and times.
 //! - [`doctor`]: the search for the fastest model that is good enough.
+//! - [`report`]: what was measured of a model, as one HTML file.
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -88,6 +89,8 @@ pub mod tensor_quantizer;
 pub mod analysis;
 
 pub mod doctor;
+
+pub mod report;
 
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};

@@ -169,6 +169,41 @@ fn quantize_obeys_its_options() {
 }
 
 #[test]
+fn report_is_a_page_of_all_that_was_measured() {
+    let folder = Folder::quantized();
+    let models = ["report", "digits.onnx", "digits.int8.onnx"];
+    let report = folder.json(
+        &[&models[..], &["--data", "test.npz", "--samples", "40", "--shadow", "--sensitivity"]].concat(),
+    );
+    assert_eq!(report["output"], "digits.int8.report.html");
+    let page = fs::read_to_string(folder.path("digits.int8.report.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>"), "{page}");
+    assert_eq!(number(&report["bytes"]), page.len() as f64);
+    for section in ["summary", "layers", "sensitivity", "weights", "activations", "provenance"] {
+        assert!(page.contains(&format!("<section id=\"{section}\"")), "{section}");
+    }
+    for (i, least) in [(0, 1.0), (1, 0.95)] {
+        let model = &report["models"][i];
+        assert!(number(&model["score"]["agreement"]) >= least && number(&model["score"]["top1"]) > 0.9);
+        assert!(number(&model["bytes"]) > 0.0 && number(&model["latency"]["median_ms"]) > 0.0, "{model}");
+    }
+    let distributions = report["distributions"].as_array().unwrap();
+    let places = |place: &str| distributions.iter().filter(|d| d["place"] == place).count();
+    assert!(places("activation") >= 6 && places("weight") == 6, "{distributions:?}");
+    let image = distributions.iter().find(|d| d["name"] == "image").unwrap();
+    assert_eq!(number(&image["elements"]), 40.0 * 64.0, "{image}");
+    assert_eq!((number(&report["samples"]), &report["missing"]), (40.0, &serde_json::json!([])));
+
+    // Without labels there is agreement alone.
+    let report = folder
+        .json(&[&models[..], &["--data", "calibration.npz", "--samples", "8", "-o", "page.html"]].concat());
+    assert_eq!((report["output"].as_str(), &report["shadow"]), (Some("page.html"), &Value::Null));
+    assert!(report["models"][1]["score"]["top1"].is_null());
+    let text = folder.text(&[&models[..], &["--data", "calibration.npz", "--samples", "8"]].concat());
+    assert!(text.contains("agreement") && text.contains("written to digits.int8.report.html"), "{text}");
+}
+
+#[test]
 fn quantize_rounds_weights_as_asked() {
     let folder = Folder::new();
     let file = |options: &[&str], name: &str| {

@@ -56,6 +56,17 @@ fn errors_name_place_and_cause() {
         Case(quantize(&["--skip", "layer9*"]), 1, &["layer9*", "matches no node"]),
         Case(quantize(&["--preset", "none"]), 1, &["none", "default"]),
         Case(quantize(&["--calibrator", "percentile=101"]), 1, &["101"]),
+        Case(
+            ["report", "digits.onnx", "digits.int8.onnx", "--data", "test.npz", "-o", "digits.int8.onnx"]
+                .into(),
+            1,
+            &["digits.int8.onnx", "would overwrite the quantized model"],
+        ),
+        Case(
+            ["report", "digits.onnx", "digits.int8.onnx", "--data", "test.npz", "-o", "digits.onnx"].into(),
+            1,
+            &["digits.onnx", "would overwrite the float model"],
+        ),
         Case(quantize(&["-o", "missing/q.onnx"]), 1, &["missing/q.onnx", "does not exist"]),
         Case(quantize(&["-o", "text.onnx/q.onnx"]), 1, &["text.onnx/q.onnx"]),
         Case(quantize(&["-o", "empty"]), 1, &["empty", "is a folder"]),
