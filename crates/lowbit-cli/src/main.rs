@@ -1,9 +1,10 @@
 //! The `lowbit` command line: quantize, check, measure and run models.
 //!
-//! Exit codes: 0 done, 1 error or `lint --strict` with remarks, 2 wrong usage, 130 interrupted by Ctrl-C.
+//! Exit codes: 0 done, 1 error, `check` with errors or `lint --strict` with remarks, 2 wrong usage, 130 interrupted by Ctrl-C.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod check;
 mod compare;
 mod data;
 mod demo;
@@ -39,6 +40,7 @@ use output::Output;
 Start here:
   lowbit demo                                      quantize a small model that is built in
   lowbit quantize model.onnx --data images/        make model.int8.onnx
+  lowbit check model.onnx --data images/           what is wrong with model, samples or ranges
   lowbit qat model.onnx --data images/             train it to lose less, without labels
   lowbit eval model.onnx model.int8.onnx --data d  compare their accuracy
   lowbit compare model.onnx model.int8.onnx --data d   find where it hurts
@@ -61,6 +63,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Quantize(quantize::Args),
+    Check(check::Args),
     Qat(qat::Args),
     Run(run::Args),
     Eval(eval::Args),
@@ -96,6 +99,7 @@ fn execute(command: &Command) -> anyhow::Result<Output> {
     lowbit_kernels::Kernels::select().map_err(|message| anyhow!(message))?;
     match command {
         Command::Quantize(args) => quantize::run(args),
+        Command::Check(args) => check::run(args),
         Command::Qat(args) => qat::run(args),
         Command::Run(args) => run::run(args),
         Command::Eval(args) => eval::run(args),

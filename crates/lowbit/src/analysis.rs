@@ -2,8 +2,10 @@
 //! time goes, what it consists of and was made from, and what of it other runtimes
 //! would run in int8.
 
+mod advice;
 mod compare;
 mod distribution;
+mod diagnose;
 mod evaluate;
 mod kept;
 mod lint;
@@ -18,6 +20,7 @@ mod target;
 mod weights;
 
 pub use crate::scores::top;
+pub use advice::{Advice, Convergence, Followed, Stretching};
 pub use compare::{
     BROKEN_DB, Comparison, Damage, POOR_DB, Shadow, ShadowError, ValueError, ValueMetric, Verdict, compare,
     shadow,
@@ -25,6 +28,7 @@ pub use compare::{
 pub use distribution::{
     BINS, ChannelRange, Distribution, Mapped, activation_distributions, weight_distributions,
 };
+pub use diagnose::{Diagnosis, Subject, diagnose};
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile};

@@ -22,10 +22,10 @@ mod spare;
 mod unobserved;
 
 pub use batches::Progress;
-pub(crate) use batches::{lock, run_all, spread, threads};
+pub(crate) use batches::{InTurn, lock, run_all, spread, threads};
 pub use convert::Converted;
 pub(crate) use convert::{IntegerBias, Settled, ZeroPoints, dequantized, implied, quantized, stored_bias};
-pub use finding::Finding;
+pub use finding::{Finding, Severity, Symptom};
 pub use fuse::fuse;
 pub(crate) use fuse::{folded, fuse_outside, scaled};
 pub use gptq::InputMoments;

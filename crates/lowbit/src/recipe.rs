@@ -121,7 +121,7 @@ pub fn calibrate(
 }
 
 /// [`calibrate`], then converts. Nodes whose activations have no ranges of their own, and
-/// that break the model, stay in float: each is a [`Finding::Spared`].
+/// that break the model, stay in float: each is a [`Symptom::Spared`](crate::quantize::Symptom::Spared).
 ///
 /// # Errors
 /// What a pass reports, or `watch`.

@@ -3,6 +3,7 @@
 use std::fs;
 
 use lowbit::data::npz;
+use lowbit::tensor::Tensor;
 use serde_json::Value;
 
 use crate::folder::Folder;
@@ -424,6 +425,50 @@ fn compare_shows_the_weights() {
 }
 
 #[test]
+fn check_says_what_deserves_attention() {
+    let folder = Folder::new();
+    let check = |options: &[&str]| {
+        let args = ["check", "digits.onnx", "--data", "calibration.npz", "--untimed"];
+        folder.json(&[&args[..], options].concat())
+    };
+    let codes = |checked: &Value| -> Vec<String> {
+        let findings = checked["findings"].as_array().unwrap();
+        findings.iter().map(|f| f["code"].as_str().unwrap().to_string()).collect()
+    };
+    let healthy = check(&["--eval", "test.npz"]);
+    assert_eq!((number(&healthy["samples"]), number(&healthy["evaluated"])), (128.0, 450.0));
+    assert_eq!(codes(&healthy), [""; 0], "{healthy}");
+    let last = healthy["advice"]["convergence"].as_array().unwrap().last().unwrap();
+    assert_eq!((number(&last["from"]), number(&last["to"])), (64.0, 128.0), "{last}");
+    assert!(healthy["advice"]["enough"].is_boolean());
+    assert_eq!(codes(&check(&["--preset", "dynamic"])), [""; 0]);
+
+    fs::write(folder.path("rules.toml"), "preset = \"default\"\n[[rule]]\nop = \"Gemm\"\nfloat = true\n")
+        .unwrap();
+    let in_float = check(&["--config", "rules.toml"]);
+    assert_eq!(codes(&in_float), ["LB-Q301"], "{in_float}");
+    assert_eq!(in_float["findings"][0]["subject"], "classifier");
+
+    let (_, images) = npz::read(&folder.path("test.npz")).unwrap().remove(0);
+    let values = images.to_f32().unwrap();
+    let write = |name: &str, x: Vec<f32>| {
+        npz::write(&folder.path(name), [("x", &Tensor::new(images.shape(), x).unwrap())]).unwrap();
+    };
+    write("inverted.npz", values.iter().map(|x| 16.0 - x).collect());
+    let unlike = check(&["--eval", "inverted.npz"]);
+    assert!(codes(&unlike).contains(&"LB-Q402".to_string()), "{unlike}");
+
+    write("nan.npz", (0..values.len()).map(|i| if i == 700 { f32::NAN } else { values[i] }).collect());
+    let broken = folder.run(&["check", "digits.onnx", "--data", "nan.npz"]);
+    let text = String::from_utf8(broken.stdout).unwrap();
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(text.contains("errors:\n  LB-Q102 image: has 1 NaN and 0 infinite elements"), "{text}");
+
+    let text = folder.text(&["check", "digits.onnx", "--data", "calibration.npz"]);
+    assert!(text.contains("\n128 calibration samples\nranges: from 64 to 128 samples"), "{text}");
+}
+
+#[test]
 fn sensitivity_ranks_the_layers() {
     let folder = Folder::new();
     let args = ["sensitivity", "digits.onnx", "--data", "test.npz", "--samples", "64"];
@@ -481,7 +526,8 @@ fn bench_profiles_every_node() {
 fn every_command_has_help_with_an_example() {
     let folder = Folder::new();
     let help = folder.text(&["--help"]);
-    for command in ["quantize", "run", "eval", "compare", "sensitivity", "inspect", "bench", "demo"] {
+    for command in ["quantize", "run", "eval", "compare", "sensitivity", "check", "inspect", "bench", "demo"]
+    {
         assert!(help.contains(command), "{help}");
         let help = folder.text(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("lowbit {command}")), "{help}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::dynamic::{Dynamic, DynamicOp, IntegerWeight};
-use super::finding::Finding;
+use super::finding::{Finding, Symptom};
 use super::grid::Grid;
 use super::placement::weight;
 use super::point::{Point, PointOp, Role};
@@ -69,7 +69,7 @@ fn own_operators(graph: &Graph) -> impl Iterator<Item = Finding> {
     let mut count: BTreeMap<&str, usize> = BTreeMap::new();
     let own = graph.applied().filter(|(_, _, op, _)| op.domain() == "lowbit");
     own.for_each(|(_, _, op, _)| *count.entry(op.name()).or_default() += 1);
-    count.into_iter().map(|(op, nodes)| Finding::OwnOperator { op: op.into(), nodes })
+    count.into_iter().map(|(op, nodes)| Finding::new(op, Symptom::OwnOperator { nodes }))
 }
 
 struct Converting<'a> {
@@ -87,12 +87,15 @@ struct Converting<'a> {
 
 impl Converting<'_> {
     fn find_constants(&mut self) -> Result<()> {
+        // What the model itself holds is meant to be constant.
+        let graph = &self.prepared.graph;
+        let stored = |p: &Point| graph.find(&p.name).is_some_and(|v| graph.constant(v).is_some());
         let observed = |p: &&Point| p.role == Role::Activation && p.given.is_none();
         for p in self.prepared.points.iter().filter(observed) {
-            for r in p.observer.ranges()? {
-                if r.lo == r.hi {
-                    self.findings.push(Finding::Constant { value: p.name.clone(), constant: r.lo });
-                }
+            let ranges = p.observer.ranges()?;
+            let constants: Vec<_> = ranges.into_iter().filter(|r| r.lo == r.hi).collect();
+            if !constants.is_empty() && !stored(p) {
+                self.findings.extend(constants.iter().map(|r| Finding::constant(&p.name, r.lo)));
             }
         }
         Ok(())
@@ -117,7 +120,9 @@ impl Converting<'_> {
                     coded_layer(b, node, &**op, inputs, mark.weight_per, Some(steps))
                 }
                 Err(reason) => {
-                    self.findings.push(Finding::InFloat { node: node.name.clone(), reason });
+                    let nodes = vec![node.name.clone()];
+                    let symptom = Symptom::InFloat { nodes, reason, share: None };
+                    self.findings.push(Finding::new(&node.name, symptom));
                     b.copy(node, inputs)
                 }
             };
@@ -236,8 +241,8 @@ impl Converting<'_> {
         let beside = bias.as_ref().map(|bias| (bias.x_scale, bias.values.as_deref()));
         let settled = Settled::new(point, self.grids[at.point].clone(), weight, at.axis, beside)?;
         if !settled.enlarged.is_empty() {
-            let (node, channels) = (node.name.clone(), settled.enlarged.clone());
-            self.findings.push(Finding::BiasOverflow { node, channels });
+            let channels = settled.enlarged.clone();
+            self.findings.push(Finding::new(&node.name, Symptom::BiasOverflow { channels }));
         }
         let values = settled.values.as_ref().unwrap_or(weight);
         inputs[at.w] = self

@@ -1,7 +1,7 @@
 //! Nodes that do not bear quantization, found and left in float.
 
 use super::convert::Converted;
-use super::finding::Finding;
+use super::finding::{Finding, Symptom};
 use super::placement::weight;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -47,7 +47,7 @@ pub fn quantize_sparing(
     let (mut mapping, mut spared) = (mapping.clone(), vec![]);
     while let Some((sqnr_db, node)) = harm.pop() {
         mapping = mapping.with(Target::exactly(&node)?, None);
-        spared.push(Finding::Spared { node, sqnr_db });
+        spared.push(Finding::new(node, Symptom::Spared { sqnr_db }));
         converted = quantize(&mapping)?;
         if sqnr(&converted)? >= LEAST_SQNR {
             break;

@@ -10,7 +10,7 @@ use crate::nn::run::{run_in, traced};
 use crate::op::Fact;
 use crate::qconfig::{QConfigMapping, Target};
 use crate::qtensor::{QTensor, Stored};
-use crate::quantize::{Finding, Point, Settled};
+use crate::quantize::{Finding, Point, Settled, Symptom};
 use crate::tensor::Tensor;
 
 /// A model whose modules show their outputs to points.
@@ -110,7 +110,7 @@ impl<M: Module> Prepared<M> {
         for (path, weight) in &points.weights {
             let settled = settled(&points, weight, path, &weights)?;
             if !settled.enlarged.is_empty() {
-                findings.push(Finding::BiasOverflow { node: path.clone(), channels: settled.enlarged });
+                findings.push(Finding::new(path, Symptom::BiasOverflow { channels: settled.enlarged }));
             }
             let Some(t) = settled.values.as_ref().or(weights.get(&weight.name)) else { continue };
             let params = settled.grid.steps()?.clone();
@@ -123,7 +123,7 @@ impl<M: Module> Prepared<M> {
         for (path, point) in &points.outputs {
             let point = &points.all[*point];
             for r in point.observer.ranges()?.iter().filter(|r| r.lo == r.hi) {
-                findings.push(Finding::Constant { value: path.clone(), constant: r.lo });
+                findings.push(Finding::constant(path, r.lo));
             }
             weights.set_output_params(path, &point.params().map_err(|e| e.at(path))?);
         }

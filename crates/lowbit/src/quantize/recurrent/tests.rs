@@ -6,7 +6,7 @@ use crate::ops::quantize::DequantizeLinear;
 use crate::ops::recurrent::{Activation, Cell, Direction, Recurrent};
 use crate::ops::shape::Squeeze;
 use crate::qconfig::{QConfigMapping, Target, preset};
-use crate::quantize::{Converted, Finding, prepare};
+use crate::quantize::{Converted, Finding, Symptom, prepare};
 use crate::scheme::Format;
 use crate::session::Session;
 use crate::tensor::{DType, Tensor};
@@ -137,7 +137,7 @@ fn layers_are_near_the_float_ones() {
     let mut failures = vec![];
     for (model, name) in cases {
         let Converted { graph, findings } = model.converted(&default());
-        let own = Finding::OwnOperator { op: name.into(), nodes: 1 };
+        let own = Finding::new(name, Symptom::OwnOperator { nodes: 1 });
         assert_eq!((count(&graph, name), findings), (1, vec![own]), "{graph}");
         // Of the layer's operands, x alone is quantized.
         let layer = graph.applied().find(|(_, _, op, _)| op.name() == name).unwrap().3;
@@ -187,7 +187,10 @@ fn layers_without_steps_stay_in_float() {
     for (model, mapping, reason) in cases {
         let Converted { graph, findings } = model.converted(&mapping);
         assert!(!graph.applied().any(|(_, _, op, _)| op.name().starts_with("Quantized")), "{graph}");
-        let finding = |reason: &str| Finding::InFloat { node: "layer".into(), reason: reason.into() };
+        let finding = |reason: &str| {
+            let (nodes, reason) = (vec!["layer".into()], reason.into());
+            Finding::new("layer", Symptom::InFloat { nodes, reason, share: None })
+        };
         assert_eq!(findings, reason.map(finding).into_iter().collect::<Vec<_>>());
     }
 }

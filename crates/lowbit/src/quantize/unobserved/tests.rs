@@ -128,7 +128,7 @@ fn a_weight_of_two_readers_is_named_twice() {
 
 #[test]
 fn operators_that_others_lack_are_findings() {
-    use crate::quantize::Finding;
+    use crate::quantize::{Finding, Symptom};
     let findings = |name| {
         let mapping = QConfigMapping::global(preset(name).unwrap());
         prepare(&fuse(&model()).unwrap(), &mapping).unwrap().convert().unwrap().findings
@@ -136,7 +136,7 @@ fn operators_that_others_lack_are_findings() {
     assert_eq!(findings("dynamic"), []);
     assert_eq!(
         findings("dynamic-rows"),
-        [Finding::OwnOperator { op: "DynamicFakeQuantize".into(), nodes: 2 }]
+        [Finding::new("DynamicFakeQuantize", Symptom::OwnOperator { nodes: 2 })]
     );
 }
 
@@ -174,7 +174,7 @@ fn bodies_of_control_flow_are_quantized_too() {
 
 #[test]
 fn a_node_that_breaks_the_model_is_spared() {
-    use crate::quantize::{Finding, quantize_sparing};
+    use crate::quantize::{Finding, Symptom, quantize_sparing};
     let mut b = Builder::default();
     let mut v = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
     // One value between the second and the third matrix is a million times the others.
@@ -194,7 +194,7 @@ fn a_node_that_breaks_the_model_is_spared() {
     let quantize = |mapping: &QConfigMapping| prepare(&graph, mapping)?.convert();
     let converted = quantize_sparing(&graph, &mapping, &probes, quantize).unwrap();
     assert!(
-        matches!(&converted.findings[..], [Finding::Spared { node, .. }] if node == "third/product"),
+        matches!(&converted.findings[..], [Finding { subject, symptom: Symptom::Spared { .. } }] if subject == "third/product"),
         "{:?}",
         converted.findings
     );
