@@ -74,7 +74,7 @@ fn found(
     let converted = prepared.calibrate(batches, &|_| Ok(())).and_then(|()| prepared.convert());
     let quantized = converted.as_ref().ok().map(|converted| (&prepared, converted));
     let subject = Subject { float, mapping, quantized, fastest: None };
-    let batches = |data: &[Batch]| data.to_vec().into_iter().map(Ok);
+    let batches = |data| <[Batch]>::iter(data).cloned().map(Ok);
     diagnose(&subject, batches(data), other.map(batches), Some(threads), &|_| Ok(())).unwrap()
 }
 
