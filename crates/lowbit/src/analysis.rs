@@ -4,8 +4,8 @@
 
 mod advice;
 mod compare;
-mod distribution;
 mod diagnose;
+mod distribution;
 mod evaluate;
 mod kept;
 mod lint;
@@ -25,10 +25,10 @@ pub use compare::{
     BROKEN_DB, Comparison, Damage, POOR_DB, Shadow, ShadowError, ValueError, ValueMetric, Verdict, compare,
     shadow,
 };
+pub use diagnose::{Diagnosis, Subject, diagnose};
 pub use distribution::{
     BINS, ChannelRange, Distribution, Mapped, activation_distributions, weight_distributions,
 };
-pub use diagnose::{Diagnosis, Subject, diagnose};
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile};
