@@ -1,14 +1,18 @@
 //! `lowbit doctor`: the fastest model that is good enough.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
-use lowbit::analysis::Provenance;
-use lowbit::doctor::{Case, Diagnosis, Event, Goal, Options, examine};
+use lowbit::analysis::{Metric, Provenance};
+use lowbit::data::{Dataset, write_atomically};
+use lowbit::doctor::{Case, Event, Goal, Options, Outcome, examine};
+use lowbit::graph::Graph;
 use lowbit::onnx;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::recipe::Samples;
+use lowbit::report::{Noted, Step};
 use serde::Serialize;
 
 use crate::data::{SampleArgs, positive};
@@ -16,7 +20,11 @@ use crate::lint::Runtime;
 use crate::output::{Output, warn};
 use crate::progress::Stages;
 use crate::quantize::{output_of, read_config, save};
+use crate::report::{ENDING, Page};
 use crate::table::{Table, bytes, percent};
+
+/// Weights and activations that a page draws.
+const WORST: usize = 12;
 
 /// Quantize a float model, find what hurts, and mend it until it is good enough.
 #[derive(clap::Args)]
@@ -64,6 +72,10 @@ pub struct Args {
     /// How nodes are quantized at first: rules in TOML, as of `lowbit quantize`.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
+    /// Write a page about the best model and the search, as of `lowbit report`: the output with
+    /// .report.html.
+    #[arg(long)]
+    report: bool,
     /// Samples that run at once.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive)]
     batch: usize,
@@ -112,9 +124,10 @@ impl Args {
 
 #[derive(Serialize)]
 struct Summary<'a> {
-    output: &'a PathBuf,
+    output: &'a Path,
+    report: Option<PathBuf>,
     #[serde(flatten)]
-    diagnosis: &'a Diagnosis,
+    outcome: &'a Outcome,
 }
 
 /// Runs the command.
@@ -150,7 +163,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     };
     let preprocess = args.samples.preprocess.of(&args.model)?;
     let stages = Stages::default();
-    let diagnosis = examine(&case, &options, &|event| match event {
+    let outcome = examine(&case, &options, &|event| match event {
         Event::Step(step) => stages.at(step),
         Event::Said(text) => {
             stages.say(text);
@@ -170,10 +183,44 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
         }
     })?;
     drop(stages);
-    Output::new(text(&diagnosis, &output), &Summary { output: &output, diagnosis: &diagnosis })
+    let report = args.report.then(|| {
+        let data = match (&args.eval, &eval) {
+            (Some(path), Some(data)) => (path.as_path(), data),
+            _ => (args.data.as_path(), &calibration),
+        };
+        page(args, &float, &output, data, &outcome)
+    });
+    let report = report.transpose()?;
+    let text = text(&outcome, &output, report.as_deref());
+    Output::new(text, &Summary { output: &output, report, outcome: &outcome })
 }
 
-fn text(d: &Diagnosis, output: &std::path::Path) -> String {
+/// Writes a page about the best model and how it was found. Returns its path.
+fn page(
+    args: &Args,
+    float: &Graph,
+    output: &Path,
+    data: (&Path, &Dataset),
+    outcome: &Outcome,
+) -> anyhow::Result<PathBuf> {
+    let quantized = onnx::load(output)?;
+    let page = Page {
+        float: (&args.model, float),
+        quantized: (output, &quantized),
+        data,
+        worst: WORST,
+        batch: args.batch,
+    };
+    let mut report = page.measured(false)?;
+    report.steps = outcome.trials.iter().map(Step::from).collect();
+    report.findings.extend(outcome.findings.iter().map(Noted::from));
+    report.sensitivity = outcome.sensitivity.clone().map(|s| (Metric::Sqnr, s));
+    let path = output.with_extension(ENDING);
+    write_atomically(&path, |f| f.write_all(report.html().as_bytes()))?;
+    Ok(path)
+}
+
+fn text(d: &Outcome, output: &Path, report: Option<&Path>) -> String {
     let mut table =
         Table::new(&["", "tried", ">agree", ">top-1", ">SQNR dB", ">in int8", ">size", ">ms", "and"]);
     let share = |x: Option<f64>| x.map_or("-".into(), percent);
@@ -198,6 +245,9 @@ fn text(d: &Diagnosis, output: &std::path::Path) -> String {
         ]);
     }
     let mut text = format!("{table}{} samples\n\n{}\nwritten to {}", d.samples, d.verdict, output.display());
+    if let Some(report) = report {
+        text += &format!("\nreport in {}", report.display());
+    }
     if !d.met {
         text += "\nnext: more calibration samples, or train it: lowbit qat";
     }

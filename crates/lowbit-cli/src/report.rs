@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use lowbit::analysis::{
     Latency, Metric, Provenance, Runner, Sensitivity, SensitivityOptions, Target, activation_distributions,
-    compare, evaluate, lint, profile, sensitivity, shadow, weight_distributions, weights,
+    compare, evaluate, lint, profile, sensitivity, shadow as own_errors, weight_distributions, weights,
 };
 use lowbit::data::{Dataset, batch_size, inputs_of, write_atomically};
 use lowbit::graph::Graph;
@@ -28,7 +28,7 @@ use crate::quantize::{output_of, read_config};
 use crate::table::{bytes, decibel, percent};
 
 /// What a page's name ends in.
-const ENDING: &str = "report.html";
+pub const ENDING: &str = "report.html";
 
 /// Latency is the median of this many runs.
 const RUNS: usize = 30;
@@ -90,82 +90,107 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     }
     let (float, quantized) = (onnx::load(&args.float)?, onnx::load(&args.quantized)?);
     let data = args.data.open(&args.float, &float)?;
-    let report = measured(args, &float, &quantized, &data)?;
+    let page = Page {
+        float: (&args.float, &float),
+        quantized: (&args.quantized, &quantized),
+        data: (&args.data.data, &data),
+        worst: args.worst,
+        batch: args.batch,
+    };
+    let mut report = page.measured(args.shadow)?;
+    if args.sensitivity {
+        report.sensitivity = Some((Metric::Sqnr, ranked(args, &float, &quantized, &data)?));
+    }
     let page = report.html();
     write_atomically(&output, |f| f.write_all(page.as_bytes()))?;
     let written = Written { output: &output, bytes: page.len(), report: &report };
     Output::new(text(&written), &written)
 }
 
-fn measured(args: &Args, float: &Graph, quantized: &Graph, data: &Dataset) -> anyhow::Result<Report> {
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let batch = batch_size(float, args.batch);
-    let fused = fuse(float)?;
-    let mut report = Report {
-        title: name(&args.quantized),
-        data: name(&args.data.data),
-        samples: data.len(),
-        drawn: args.worst,
-        provenance: Provenance::of(quantized),
-        ..Report::default()
-    };
+/// What a page is about: files, and what they hold.
+pub struct Page<'a> {
+    pub float: (&'a Path, &'a Graph),
+    pub quantized: (&'a Path, &'a Graph),
+    pub data: (&'a Path, &'a Dataset),
+    /// Weights and activations that are drawn.
+    pub worst: usize,
+    /// Samples that run at once.
+    pub batch: usize,
+}
 
-    let sessions = [Session::compile(&fused)?, Session::compile(quantized)?];
-    for (name, path, session) in
-        [("float", &args.float, &sessions[0]), ("quantized", &args.quantized, &sessions[1])]
-    {
-        report.models.push(Measured {
-            name: name.into(),
-            bytes: Some(file_bytes(path)?),
-            score: None,
-            latency: Some(latency(session, data)?),
-            coverage: Some(session.report().coverage()),
-        });
-    }
-    let named: [(&str, &dyn Runner); 2] = [("float", &sessions[0]), ("quantized", &sessions[1])];
-    let progress = Progress::new("evaluating", data.len());
-    match evaluate(&named, data, batch, &mut |done| progress.at(done)) {
-        Ok(evaluation) => {
-            let scores = evaluation.scores.into_iter();
-            report.models.iter_mut().zip(scores).for_each(|(model, score)| model.score = Some(score));
-        }
-        // Without labels nobody said that the outputs are scores of classes.
-        Err(e) if data.labels().is_none() && !matches!(e, Error::Interrupted) => {
-            report.missing.push(("accuracy and agreement".into(), e.to_string()));
-        }
-        Err(e) => return Err(e.into()),
-    }
-    drop(progress);
-    // The rest runs the reference: what the engine holds is not needed any more.
-    drop(sessions);
+impl Page<'_> {
+    /// Measures everything but sensitivity; own errors where `shadow` asks for them.
+    pub fn measured(&self, shadow: bool) -> anyhow::Result<Report> {
+        let ((float_path, float), (quantized_path, quantized)) = (self.float, self.quantized);
+        let (data_path, data) = self.data;
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let batch = batch_size(float, self.batch);
+        let fused = fuse(float)?;
+        let mut report = Report {
+            title: name(quantized_path),
+            data: name(data_path),
+            samples: data.len(),
+            drawn: self.worst,
+            provenance: Provenance::of(quantized),
+            ..Report::default()
+        };
 
-    let progress = Progress::new("comparing", data.len());
-    let comparison = compare(float, quantized, data.batches(batch), &mut |done| progress.at(done))?;
-    report.comparison = Some(comparison);
-    drop(progress);
-    if args.shadow {
-        let progress = Progress::new("telling own errors", data.len());
-        let at = &mut |done| progress.at(done);
-        report.shadow = Some(shadow(float, quantized, data.batches(batch), None, at)?);
-    }
-
-    let progress = Progress::new("counting", 2 * data.len());
-    report.distributions =
-        activation_distributions(float, quantized, || data.batches(batch), &mut |done| progress.at(done))?;
-    drop(progress);
-    match weights(&fused, quantized).and_then(|w| Ok((w, weight_distributions(&fused, quantized)?))) {
-        Ok((errors, distributions)) => {
-            report.weights = errors;
-            report.distributions.extend(distributions);
+        let sessions = [Session::compile(&fused)?, Session::compile(quantized)?];
+        for (name, path, session) in
+            [("float", float_path, &sessions[0]), ("quantized", quantized_path, &sessions[1])]
+        {
+            report.models.push(Measured {
+                name: name.into(),
+                bytes: Some(file_bytes(path)?),
+                score: None,
+                latency: Some(latency(session, data)?),
+                coverage: Some(session.report().coverage()),
+            });
         }
-        // Those of an equalized model are others, and a model of another tool may have fused otherwise.
-        Err(e) => report.missing.push(("weights".into(), e.to_string())),
+        let named: [(&str, &dyn Runner); 2] = [("float", &sessions[0]), ("quantized", &sessions[1])];
+        let progress = Progress::new("evaluating", data.len());
+        match evaluate(&named, data, batch, &mut |done| progress.at(done)) {
+            Ok(evaluation) => {
+                let scores = evaluation.scores.into_iter();
+                report.models.iter_mut().zip(scores).for_each(|(model, score)| model.score = Some(score));
+            }
+            // Without labels nobody said that the outputs are scores of classes.
+            Err(e) if data.labels().is_none() && !matches!(e, Error::Interrupted) => {
+                report.missing.push(("accuracy and agreement".into(), e.to_string()));
+            }
+            Err(e) => return Err(e.into()),
+        }
+        drop(progress);
+        // The rest runs the reference: what the engine holds is not needed any more.
+        drop(sessions);
+
+        let progress = Progress::new("comparing", data.len());
+        let comparison = compare(float, quantized, data.batches(batch), &mut |done| progress.at(done))?;
+        report.comparison = Some(comparison);
+        drop(progress);
+        if shadow {
+            let progress = Progress::new("telling own errors", data.len());
+            let at = &mut |done| progress.at(done);
+            report.shadow = Some(own_errors(float, quantized, data.batches(batch), None, at)?);
+        }
+
+        let progress = Progress::new("counting", 2 * data.len());
+        report.distributions =
+            activation_distributions(float, quantized, || data.batches(batch), &mut |done| {
+                progress.at(done)
+            })?;
+        drop(progress);
+        match weights(&fused, quantized).and_then(|w| Ok((w, weight_distributions(&fused, quantized)?))) {
+            Ok((errors, distributions)) => {
+                report.weights = errors;
+                report.distributions.extend(distributions);
+            }
+            // Those of an equalized model are others, and a model of another tool may have fused otherwise.
+            Err(e) => report.missing.push(("weights".into(), e.to_string())),
+        }
+        report.findings = lint(quantized, Target::Session)?.remarks.iter().map(Noted::from).collect();
+        Ok(report)
     }
-    report.findings = lint(quantized, Target::Session)?.remarks.iter().map(Noted::from).collect();
-    if args.sensitivity {
-        report.sensitivity = Some((Metric::Sqnr, ranked(args, float, quantized, data)?));
-    }
-    Ok(report)
 }
 
 /// The time of the first sample, or of as many as the model fixes.

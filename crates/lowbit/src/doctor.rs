@@ -21,12 +21,12 @@ pub use trial::{Measured, Trial};
 
 use self::layers::LATE;
 use self::remedies::REMEDIES;
-use crate::analysis::{Latency, Reference, Runner, Sensitivity, sha256_of_data};
+use crate::analysis::{Latency, Reference, Runner, Sensitivity, Subject, diagnose, sha256_of_data};
 use crate::data::{Journal, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::qconfig::QConfigMapping;
-use crate::quantize::threads;
+use crate::quantize::{Finding, Severity, threads};
 use crate::recipe::{self, Calibrated, Samples, Step};
 use crate::session::Session;
 
@@ -75,7 +75,7 @@ pub type Listener<'a> = dyn Fn(Event<'_>) -> Result<()> + Sync + 'a;
 
 /// How a search went.
 #[derive(Clone, Debug, Serialize)]
-pub struct Diagnosis {
+pub struct Outcome {
     /// What had to be reached.
     pub bar: Bar,
     /// The number of samples that models were judged by.
@@ -86,6 +86,8 @@ pub struct Diagnosis {
     pub best: usize,
     /// Whether it reaches the bar.
     pub met: bool,
+    /// What deserved attention in the model that was tried first, where it was not enough.
+    pub findings: Vec<Finding>,
     /// How the layers bear quantization, where that had to be measured.
     pub sensitivity: Option<Sensitivity>,
     /// How the search ended, in words.
@@ -105,7 +107,7 @@ pub struct Diagnosis {
 /// # Errors
 /// If the bar asks for what data or model do not have, the folder is of another search, a
 /// model cannot be made or run, or `listener` stops it.
-pub fn examine(case: &Case<'_>, options: &Options, listener: &Listener<'_>) -> Result<Diagnosis> {
+pub fn examine(case: &Case<'_>, options: &Options, listener: &Listener<'_>) -> Result<Outcome> {
     let mut search = Search::begin(case, options, listener)?;
     let reason = search.run()?;
     search.end(&reason)
@@ -146,6 +148,7 @@ struct Search<'a> {
     given: Option<usize>,
     /// What has seen the samples, of as many points as there were.
     calibrated: Option<Calibrated>,
+    findings: Vec<Finding>,
     sensitivity: Option<Sensitivity>,
 }
 
@@ -177,6 +180,7 @@ impl<'a> Search<'a> {
             best: None,
             given: None,
             calibrated: None,
+            findings: vec![],
             sensitivity: None,
         })
     }
@@ -195,6 +199,7 @@ impl<'a> Search<'a> {
                 "even quantized throughout, a sample takes {ms:.3} ms: no remedy makes that faster"
             ));
         }
+        self.look_closer()?;
         for remedy in REMEDIES {
             let Some(mapping) = remedy.applied(&self.best().mapping) else { continue };
             if self.is_late() {
@@ -208,7 +213,32 @@ impl<'a> Search<'a> {
         self.spare_layers()
     }
 
-    fn end(mut self, reason: &str) -> Result<Diagnosis> {
+    /// Says what deserves attention in the model as it was to be quantized.
+    fn look_closer(&mut self) -> Result<()> {
+        let (mapping, Case { calibration, judged, float }) = (&self.options.mapping, self.case);
+        if !mapping.is_static() {
+            return Ok(());
+        }
+        let calibrated = self.calibrated(mapping)?;
+        let converted = calibrated.convert(mapping)?;
+        let subject = Subject {
+            float: &calibrated.float,
+            mapping,
+            quantized: Some((&calibrated.prepared, &converted)),
+            fastest: None,
+        };
+        let of = calibration.data.len() + judged.data.len();
+        let progress = |done| (self.listener)(Event::Step(Step { stage: "looking closer", done, of }));
+        let single = |samples: &Samples<'a>| samples.data.batches(batch_size(float, 1));
+        let found = diagnose(&subject, single(calibration), Some(single(judged)), None, &progress)?;
+        for finding in found.findings.iter().filter(|f| f.severity() < Severity::Note) {
+            self.say(&format!("{finding}: {}", finding.suggestion()))?;
+        }
+        self.findings = found.findings;
+        Ok(())
+    }
+
+    fn end(mut self, reason: &str) -> Result<Outcome> {
         let best = self.best.ok_or_else(|| invalid!("no model was tried"))?;
         if self.given != Some(best) {
             let graph = self.made(&self.trials[best].mapping.clone())?;
@@ -218,12 +248,13 @@ impl<'a> Search<'a> {
         let (met, said) = (trial.meets, self.bar.goal.said(&trial.measured.scores));
         let outcome = if met { "reached" } else { "not reached" };
         let verdict = format!("{}: {outcome}, {said} with {:?}; {reason}", self.bar, trial.title);
-        Ok(Diagnosis {
+        Ok(Outcome {
             bar: self.bar,
             samples: self.reference.samples,
             trials: self.trials,
             best,
             met,
+            findings: self.findings,
             sensitivity: self.sensitivity,
             verdict,
         })

@@ -21,6 +21,7 @@ use crate::analysis::{
     WeightError,
 };
 use crate::doctor::Trial;
+use crate::quantize::{Finding, Severity};
 
 /// What was measured of a quantized model. What is empty or `None` was not measured, and the page
 /// has no section for it.
@@ -106,18 +107,6 @@ impl From<&Trial> for Step {
     }
 }
 
-/// How grave something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The model does not do what it is for.
-    Problem,
-    /// Accuracy or speed is lost.
-    Warning,
-    /// Worth knowing.
-    Note,
-}
-
 /// Something that deserves attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Noted {
@@ -138,13 +127,25 @@ impl From<&Remark> for Noted {
         Noted {
             code: r.code.clone(),
             severity: match r.level {
-                Level::Refused => Severity::Problem,
+                Level::Refused => Severity::Error,
                 Level::Float => Severity::Warning,
                 Level::Advice => Severity::Note,
             },
             subject: if r.node.is_empty() { r.op.clone() } else { format!("{} ({})", r.node, r.op) },
             text: r.text.clone(),
             suggestion: r.suggestion.clone(),
+        }
+    }
+}
+
+impl From<&Finding> for Noted {
+    fn from(f: &Finding) -> Noted {
+        Noted {
+            code: f.code().into(),
+            severity: f.severity(),
+            subject: f.subject.clone(),
+            text: f.text(),
+            suggestion: f.suggestion().into(),
         }
     }
 }

@@ -101,8 +101,8 @@ fn qat_obeys_its_options() {
 #[test]
 fn doctor_mends_a_model_and_says_how() {
     let folder = Folder::new();
-    let rules = "[[rule]]\nactivation = { format = \"uint8\", mapping = \"affine\" }\n\
-                 weight = { format = \"int2-narrow\", mapping = \"symmetric\" }\n";
+    let rules = "preset = \"default\"\n[[rule]]\nregex = \".\"\nactivation = { format = \"uint8\", \
+                 mapping = \"affine\" }\nweight = { format = \"int2-narrow\", mapping = \"symmetric\" }\n";
     fs::write(folder.path("rules.toml"), rules).unwrap();
     let command = |more: &[&str]| {
         let args = ["doctor", "digits.onnx", "--data", "calibration.npz", "--eval", "test.npz"];
@@ -117,21 +117,12 @@ fn doctor_mends_a_model_and_says_how() {
     // The model on disk is the one that was found, and its rules make it again.
     let scores = &folder.json(&["eval", "digits.onnx", "mended.onnx", "--data", "test.npz"])["scores"];
     assert_eq!(scores[1]["agreement"], best["measured"]["scores"]["agreement"]);
-    let text = folder.text(&[
-        "doctor",
-        "digits.onnx",
-        "--data",
-        "calibration.npz",
-        "--eval",
-        "test.npz",
-        "--config",
-        "rules.toml",
-        "--agreement",
-        "95",
-        "-o",
-        "mended.onnx",
-    ]);
+    let again = "doctor digits.onnx --data calibration.npz --eval test.npz --config rules.toml --agreement 95 \
+                 -o mended.onnx --report";
+    let text = folder.text(&again.split(' ').collect::<Vec<_>>());
     assert!(text.contains("reached") && text.contains("the best"), "{text}");
+    let page = fs::read_to_string(folder.path("mended.report.html")).unwrap();
+    assert!(page.contains("quantized throughout") && page.contains("Sensitivity"), "{text}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn options(goal: Goal, mapping: QConfigMapping) -> Options {
 fn searched(
     options: &Options,
     listener: impl Fn(&Event<'_>) -> Result<()> + Sync,
-) -> Result<(Diagnosis, Graph)> {
+) -> Result<(Outcome, Graph)> {
     let (float, [calibration, test]) = demo();
     let samples = |data| Samples { data, batch: 32 };
     let case = Case { float: &float, calibration: samples(&calibration), judged: samples(&test) };
@@ -97,7 +97,7 @@ fn a_search_that_was_stopped_ends_with_the_same_model() {
         assert!(matches!(stopped, Err(Error::Interrupted)), "after {stop} trials");
     }
     let (resumed, found) = searched(&options, |_| Ok(())).unwrap();
-    let rules = |d: &Diagnosis| d.trials.iter().map(|t| t.mapping.clone()).collect::<Vec<_>>();
+    let rules = |d: &Outcome| d.trials.iter().map(|t| t.mapping.clone()).collect::<Vec<_>>();
     assert_eq!(rules(&resumed), rules(&whole));
     assert_eq!((resumed.best, &found), (whole.best, &wanted));
     let other = Options { goal: Some(Goal::Agreement(0.9)), ..options };

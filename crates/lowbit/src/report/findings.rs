@@ -2,7 +2,8 @@
 
 use maud::html;
 
-use super::{Noted, Report, Section, Severity};
+use super::{Noted, Report, Section};
+use crate::quantize::Severity;
 
 /// How many findings, and how many subjects of one, are shown unfolded.
 const SHOWN: usize = 12;
@@ -55,7 +56,7 @@ pub fn section(report: &Report) -> Option<Section> {
 
 fn name(severity: Severity) -> &'static str {
     match severity {
-        Severity::Problem => "problem",
+        Severity::Error => "error",
         Severity::Warning => "warning",
         Severity::Note => "note",
     }
@@ -63,7 +64,7 @@ fn name(severity: Severity) -> &'static str {
 
 fn class(severity: Severity) -> &'static str {
     match severity {
-        Severity::Problem => "broken",
+        Severity::Error => "broken",
         Severity::Warning => "poor",
         Severity::Note => "plain",
     }

@@ -146,7 +146,7 @@ fn whole(name: &str) -> Report {
             },
         )),
         steps: vec![step(false), step(true)],
-        findings: vec![noted(Severity::Note), noted(Severity::Problem), noted(Severity::Warning)],
+        findings: vec![noted(Severity::Note), noted(Severity::Error), noted(Severity::Warning)],
         provenance: Some(Provenance {
             version: "1".into(),
             command: name.into(),
