@@ -1,11 +1,13 @@
 //! Passes that ready a float graph for quantization. Each reads a graph and
 //! returns a new one.
 
+mod adaround;
 mod awq;
 mod equalize;
 mod nbits;
 mod tensorrt;
 
+pub use adaround::{AdaroundOptions, Blocks, Reconstructed, adaround};
 pub use awq::awq;
 pub use equalize::{ChannelScales, equalize};
 pub use nbits::products_of_few_bits;

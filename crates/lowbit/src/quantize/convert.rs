@@ -195,8 +195,7 @@ impl Converting<'_> {
         let Some(weight) = self.prepared.graph.constant(at.source) else { return Ok(None) };
         let (point, grid) = (&self.prepared.points[at.point], &self.grids[at.point]);
         let params = grid.steps().map_err(|e| e.at(&point.name))?.clone();
-        let rounded = point.moments.as_ref().map(|moments| moments.rounded(weight, grid));
-        let rounded = rounded.transpose().map_err(|e| e.at(&point.name))?;
+        let rounded = point.rounded(weight, grid)?;
         let codes = params.quantize(rounded.as_ref().unwrap_or(weight))?;
         Ok(Some(IntegerWeight { name: point.name.clone(), codes, params }))
     }
@@ -350,8 +349,7 @@ impl Settled {
         if let (Some((x_scale, Some(bias))), Grid::Steps(params)) = (beside, &mut grid) {
             enlarged = widen_for_bias(params, x_scale, bias);
         }
-        let values = point.moments.as_ref().map(|moments| moments.rounded(weight, &grid));
-        let values = values.transpose().map_err(|e| e.at(&point.name))?;
+        let values = point.rounded(weight, &grid)?;
         let Some((_, bias)) = beside else { return Ok(Settled { grid, values, bias: None, enlarged }) };
         let lost = match &point.means {
             Some(means) => {

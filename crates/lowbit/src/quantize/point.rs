@@ -39,6 +39,9 @@ pub struct Point {
     /// For weights whose codes are chosen by the inputs of the operator: their
     /// second moments.
     pub moments: Option<InputMoments>,
+    /// For weights whose codes have been chosen: the values that they stand for, in
+    /// the steps that are `given`.
+    pub chosen: Option<Tensor>,
     /// Scale and zero point in the place of those of the observer: training found
     /// them, or they were set.
     pub given: Option<QParams>,
@@ -76,6 +79,7 @@ impl Point {
             observer: AnyObserver::new(spec.observer, scheme)?,
             means: None,
             moments: None,
+            chosen: None,
             given: None,
             held: false,
             source: None,
@@ -113,7 +117,19 @@ impl Point {
         };
         let source = Some(Source { values: t.clone(), search, observer: config, importance });
         let (name, role) = (name.into(), Role::Weight);
-        Ok(Point { name, role, scheme, observer, means, moments, given: None, held: false, source, sites: 0 })
+        Ok(Point {
+            name,
+            role,
+            scheme,
+            observer,
+            means,
+            moments,
+            chosen: None,
+            given: None,
+            held: false,
+            source,
+            sites: 0,
+        })
     }
 
     /// Whether both quantize alike, now and after more has been seen.
@@ -121,6 +137,7 @@ impl Point {
         self.scheme == other.scheme
             && self.observer == other.observer
             && (&self.given, self.held) == (&other.given, other.held)
+            && self.chosen == other.chosen
     }
 
     /// Takes over what `other`, a point of the same values, has seen of samples. None if
@@ -192,6 +209,29 @@ impl Point {
             Format::Codebook { .. } => self.found(&source.values, self.importance(source).as_deref()),
             _ => Ok(Grid::Steps(self.params()?)),
         }
+    }
+
+    /// What the nearest codes are taken of in the place of `weight`, if that is
+    /// something else: the values chosen, or those that the inputs choose.
+    ///
+    /// # Errors
+    /// If inputs were seen that are not finite; the error names the point.
+    pub(crate) fn rounded(&self, weight: &Tensor, grid: &Grid) -> Result<Option<Tensor>> {
+        if self.chosen.is_some() {
+            return Ok(self.chosen.clone());
+        }
+        let rounded = self.moments.as_ref().map(|moments| moments.rounded(weight, grid));
+        rounded.transpose().map_err(|e| e.at(&self.name))
+    }
+
+    /// The values of a weight's codes, as conversion stores them.
+    ///
+    /// # Errors
+    /// If the point is not one of a weight, or its codes cannot be chosen.
+    pub(crate) fn stored(&self) -> Result<Tensor> {
+        let (grid, source) = (self.grid()?, self.source.as_ref().ok_or_else(|| invalid!("is no weight"))?);
+        let rounded = self.rounded(&source.values, &grid)?;
+        grid.fake_quantize(rounded.as_ref().unwrap_or(&source.values))
     }
 
     /// The grid for `values` in the place of the weight's.

@@ -370,7 +370,7 @@ impl Prepared {
     ) -> Result<Prepared> {
         let mut points = self.points.clone();
         for (point, params) in points.iter_mut().zip(params) {
-            (point.means, point.moments) = (None, None);
+            (point.means, point.moments, point.chosen) = (None, None, None);
             point.given = params.or(point.given.take());
         }
         let graph = self.graph.with_constants(constant)?;
@@ -384,6 +384,11 @@ impl Prepared {
             }
         }
         Ok(Prepared::watching(graph, points))
+    }
+
+    /// The same graph with these points in the place of its own, one for each.
+    pub(crate) fn with(&self, points: Vec<Point>) -> Prepared {
+        Prepared::watching(self.graph.clone(), points)
     }
 
     pub(super) fn parts(&mut self) -> (&Graph, &mut Vec<Point>, &HashMap<Var, Vec<Watch>>) {
