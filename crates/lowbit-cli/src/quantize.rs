@@ -102,8 +102,9 @@ pub struct Args {
     /// weights around it: 0, not at all, to 1, completely; by default what the preset says.
     #[arg(long, value_name = "STRENGTH")]
     equalize: Option<f32>,
-    /// How the codes of weights are chosen: nearest, or gptq, which looks at the layers'
-    /// inputs on the samples; by default what the preset says.
+    /// How the codes of weights are chosen: nearest; gptq, which looks at the layers'
+    /// inputs on the samples; or adaround, which learns them in minutes, the best for few
+    /// bits; by default what the preset says.
     #[arg(long, value_name = "HOW", value_parser = named::<Rounding>)]
     rounding: Option<Rounding>,
     /// Keep nodes whose name, or whose output's name, matches in float. May be repeated.

@@ -41,12 +41,12 @@ fn main() -> Result<()> {
     };
     report("float", &float, &float, &test)?;
     report("GPTQ", &calibrated(Rounding::Gptq)?.convert()?.graph, &float, &test)?;
-    let nearest = calibrated(Rounding::Nearest)?;
-    report("nearest", &nearest.convert()?.graph, &float, &test)?;
+    report("nearest", &calibrated(Rounding::Nearest)?.convert()?.graph, &float, &test)?;
+    let unlearned = calibrated(Rounding::Adaround)?;
     for (name, blocks) in [("layers", Blocks::Layers), ("blocks", Blocks::Residual)] {
         let options = AdaroundOptions { blocks, ..AdaroundOptions::default() };
         let start = Instant::now();
-        let learned = adaround(&nearest, batches(), &options, &mut |block| {
+        let learned = adaround(&unlearned, batches(), &options, &mut |block| {
             let kept = block.error / block.nearest;
             println!("  {} of {}: {}: error x {kept:.3}", block.number, block.blocks, block.output);
             Ok(())

@@ -42,6 +42,9 @@ pub enum Rounding {
     /// Those that change the layer's outputs least on the calibration data
     /// ([`crate::quantize::InputMoments`]).
     Gptq,
+    /// Those that are learned, layer by layer or block by block, on the calibration data
+    /// ([`crate::passes::adaround()`]): the best for few bits, and it takes minutes.
+    Adaround,
 }
 
 impl Rounding {

@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
-use crate::passes::{awq, equalize};
+use crate::passes::{AdaroundOptions, Reconstructed, adaround, awq, equalize};
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
 use crate::tensor::Tensor;
 
 /// Random samples that stand for those of a user who gives none.
 const PROBES: usize = 8;
+
+/// Samples that a step of learning looks at.
+const LEARNED_AT_ONCE: usize = 32;
 
 /// Samples that passes look at, as often as they need to.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +78,7 @@ impl Calibrated {
         if float == self.float {
             let mut prepared = prepare(&float, mapping)?;
             if prepared.adopt(&self.prepared) {
+                let prepared = learned(&float, prepared, samples, watch)?;
                 return Ok(Calibrated { float, prepared });
             }
         }
@@ -180,8 +184,25 @@ fn prepared(
     if let Some(samples) = samples {
         let of = samples.count(graph);
         prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;
+        prepared = learned(graph, prepared, samples, watch)?;
+    } else if let Some(point) = prepared.points().iter().find(|point| point.learns) {
+        return Err(
+            invalid!("a rounding is learned on samples: give some, or another rounding").at(&point.name)
+        );
     }
     Ok(prepared)
+}
+
+/// The same points with the codes learned of those weights that ask for it.
+fn learned(graph: &Graph, prepared: Prepared, samples: Samples<'_>, watch: &Watch<'_>) -> Result<Prepared> {
+    if !prepared.points().iter().any(|point| point.learns) {
+        return Ok(prepared);
+    }
+    let batches = Samples { batch: LEARNED_AT_ONCE, ..samples };
+    let step = |block: &Reconstructed| {
+        watch(Step { stage: "learning to round", done: block.number, of: block.blocks })
+    };
+    adaround(&prepared, batches.tensors(graph), &AdaroundOptions::default(), &mut { step })
 }
 
 /// Inputs to try a model on: the first samples, or random ones.

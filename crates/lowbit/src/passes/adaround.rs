@@ -110,11 +110,10 @@ pub struct Reconstructed {
 /// Blocks are reconstructed in evaluation order: a block's inputs come from those before it with
 /// their codes, activations and interior points fake-quantized; its target is its output
 /// in the float model. Scales and zero points stay what they are. A block keeps the nearest
-/// codes, or those of [`crate::qconfig::Rounding::Gptq`], where these give the smaller error on
-/// the samples. Biases of the layers learned are not corrected any more (equation 17): what is
+/// codes where these give the smaller error on the samples. Biases of the layers learned are not corrected any more (equation 17): what is
 /// learned has next to no mean error, and takes into account what the layer's inputs have.
 ///
-/// Weights whose codes have no steps (floats, codebooks), those of recurrent layers, and
+/// Weights whose rules do not ask for it ([`crate::qconfig::Rounding::Adaround`]), those whose codes have no steps (floats, codebooks), those of recurrent layers, and
 /// those of more than 16 bits stay as they are; activations that are quantized by the range of each
 /// run count as float.
 ///
@@ -137,6 +136,9 @@ pub fn adaround(
     options.check()?;
     let (original, prepared) = (prepared, prepared.frozen()?);
     let batches = sampled(batches, options.samples)?;
+    if !prepared.points().iter().any(|point| point.learns) {
+        return Err(invalid!("no rule asks for a learned rounding: give weights rounding = \"adaround\""));
+    }
     let graph = prepared.graph();
     let mut weights = stored(&prepared)?;
     let mut found = HashMap::new();

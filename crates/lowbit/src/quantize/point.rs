@@ -42,6 +42,8 @@ pub struct Point {
     /// For weights whose codes have been chosen: the values that they stand for, in
     /// the steps that are `given`.
     pub chosen: Option<Tensor>,
+    /// Whether the codes of a weight are to be learned ([`Rounding::Adaround`]).
+    pub learns: bool,
     /// Scale and zero point in the place of those of the observer: training found
     /// them, or they were set.
     pub given: Option<QParams>,
@@ -80,6 +82,7 @@ impl Point {
             means: None,
             moments: None,
             chosen: None,
+            learns: false,
             given: None,
             held: false,
             source: None,
@@ -112,7 +115,7 @@ impl Point {
         let importance =
             layer.as_ref().filter(|_| search).and_then(|layer| gains().map(|g| layer.spread(&g)));
         let moments = match spec.rounding {
-            Rounding::Nearest => None,
+            Rounding::Nearest | Rounding::Adaround => None,
             Rounding::Gptq => layer.and_then(InputMoments::new),
         };
         let source = Some(Source { values: t.clone(), search, observer: config, importance });
@@ -125,6 +128,7 @@ impl Point {
             means,
             moments,
             chosen: None,
+            learns: spec.rounding == Rounding::Adaround,
             given: None,
             held: false,
             source,

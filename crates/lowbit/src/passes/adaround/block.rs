@@ -73,8 +73,9 @@ impl<'a> Cutting<'a> {
 
     /// Whether `v` is a weight whose rounding is learned.
     fn is_rounded(&self, v: Var) -> bool {
+        let points = self.prepared.points();
         weight_point(self.prepared, v)
-            .is_some_and(|point| has_steps(self.prepared.points()[point].scheme.format))
+            .is_some_and(|point| points[point].learns && has_steps(points[point].scheme.format))
     }
 
     fn inputs(&self, v: Var) -> &'a [Var] {

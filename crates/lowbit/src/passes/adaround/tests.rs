@@ -43,7 +43,10 @@ fn config(format: Format, mapping: Mapping, per: Per, activations: bool) -> QCon
     let activation = Spec::new(Format::UINT8, Mapping::Affine).observed_by(ObserverConfig::MinMax);
     QConfig {
         activation: activations.then_some(activation),
-        weight: Spec::new(format, mapping).per(per).observed_by(ObserverConfig::Mse),
+        weight: Spec::new(format, mapping)
+            .per(per)
+            .observed_by(ObserverConfig::Mse)
+            .rounded_by(Rounding::Adaround),
     }
 }
 
@@ -112,7 +115,6 @@ fn errors_are_at_most_those_of_the_nearest_codes() {
         ("affine", config(Format::UINT4, Mapping::Affine, Per::Channel, true)),
         ("blocks of 4", config(int4, Mapping::Symmetric, Per::Block(4), false)),
         ("8 bits", config(Format::INT8_NARROW, Mapping::Symmetric, Per::Channel, true)),
-        ("gptq", QConfig { weight: int3().weight.rounded_by(Rounding::Gptq), ..int3() }),
         ("corrected", QConfig { weight: int3().weight.correcting_bias(), ..int3() }),
     ];
     let mut failures = vec![];
@@ -124,7 +126,7 @@ fn errors_are_at_most_those_of_the_nearest_codes() {
             let better = report.iter().filter(|r| r.error < r.nearest).count();
             let few = !name.starts_with('8') && better == 0;
             let [was, is] = [&before, &after].map(|p| error(&p.convert().unwrap().graph));
-            if worse || few || (is > was && !["gptq", "corrected"].contains(&name)) {
+            if worse || few || (is > was && name != "corrected") {
                 failures.push(format!("{name}, {kind:?}: {was} to {is}, {report:?}"));
             }
         }
@@ -205,6 +207,9 @@ fn what_makes_no_sense_is_refused() {
         let error = refused(&options, data).unwrap_or_default();
         assert!(error.contains(want), "{want}: {error}");
     }
+    let nearest = QConfig { weight: int3().weight.rounded_by(Rounding::Nearest), ..int3() };
+    let unasked = adaround(&prepared(nearest), batches(), &good(), &mut |_| Ok(()));
+    assert!(unasked.unwrap_err().to_string().contains("no rule asks"));
     let stopped = adaround(&prepared(int3()), batches(), &good(), &mut |_| Err(invalid!("stop")));
     assert!(stopped.unwrap_err().to_string().contains("stop"));
 }
