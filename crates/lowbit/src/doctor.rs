@@ -26,7 +26,7 @@ use crate::data::{Journal, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::qconfig::QConfigMapping;
-use crate::quantize::{Finding, Severity, threads};
+use crate::quantize::{Finding, Severity, fuse, threads};
 use crate::recipe::{self, Calibrated, Samples, Step};
 use crate::session::Session;
 
@@ -86,6 +86,8 @@ pub struct Outcome {
     pub best: usize,
     /// Whether it reaches the bar.
     pub met: bool,
+    /// The median time of a sample in float, in milliseconds.
+    pub float_ms: f64,
     /// What deserved attention in the model that was tried first, where it was not enough.
     pub findings: Vec<Finding>,
     /// How the layers bear quantization, where that had to be measured.
@@ -247,13 +249,21 @@ impl<'a> Search<'a> {
         let trial = &self.trials[best];
         let (met, said) = (trial.meets, self.bar.goal.said(&trial.measured.scores));
         let outcome = if met { "reached" } else { "not reached" };
-        let verdict = format!("{}: {outcome}, {said} with {:?}; {reason}", self.bar, trial.title);
+        let (ms, float_ms) = (trial.measured.ms, latency(&Session::compile(&fuse(self.case.float)?)?)?);
+        let mut verdict = format!(
+            "{}: {outcome}, {said} with {:?}; {reason}; a sample takes {ms:.3} ms, in float {float_ms:.3} ms",
+            self.bar, trial.title
+        );
+        if ms > float_ms {
+            verdict += ": so it only saves space, and a lower bar would save time";
+        }
         Ok(Outcome {
             bar: self.bar,
             samples: self.reference.samples,
             trials: self.trials,
             best,
             met,
+            float_ms,
             findings: self.findings,
             sensitivity: self.sensitivity,
             verdict,

@@ -236,11 +236,11 @@ const TENSORRT: Needs = Needs {
 /// tensor. `Transformations::Lpt` of the CPU plugin (`transformation_pipeline.cpp`): codes
 /// of weights are i8, those of activations u8, or i8; convolutions take i8 activations only on CPUs
 /// with AMX or AVX2-VNNI-2. With i8 activations 2026.4 computed something else of SqueezeNet, and
-/// refused ResNet20 (`ci/openvino_check.py`), so that only u8 counts.
+/// refused ResNet20 (`ci/openvino_check.py`).
 const OPENVINO: Needs = Needs {
     name: "OpenVINO",
     letter: 'V',
-    activations: &[DType::U8],
+    activations: &[DType::U8, DType::I8],
     weights: &[DType::I8],
     stored: &[DType::I4, DType::U4, DType::U8],
     symmetric: false,

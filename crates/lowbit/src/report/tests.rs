@@ -267,7 +267,7 @@ fn what_is_measured_is_shown() {
     ] {
         assert!(page.contains(text), "{text}");
     }
-    let gravest = page.find(">problem<").unwrap();
+    let gravest = page.find(">error<").unwrap();
     assert!(gravest < page.find(">warning<").unwrap() && gravest < page.find(">note<").unwrap());
     // 16 codes are lines through the picture, from end to end.
     let lines = page.split("class=\"codes\" d=\"").nth(1).unwrap().split('"').next().unwrap();
