@@ -23,7 +23,7 @@ pub use crate::scores::top;
 pub use advice::{Advice, Convergence, Followed, Stretching};
 pub use compare::{
     BROKEN_DB, Comparison, Damage, POOR_DB, Shadow, ShadowError, ValueError, ValueMetric, Verdict, compare,
-    shadow,
+    kl_divergence, shadow,
 };
 pub use diagnose::{Diagnosis, Subject, diagnose};
 pub use distribution::{

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use builder::Builder;
-pub(crate) use names::is_same;
+pub(crate) use names::{free, is_same};
 pub use tape::Tape;
 
 use crate::error::{Result, invalid};

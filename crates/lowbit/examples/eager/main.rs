@@ -1,4 +1,5 @@
-//! Quantizes a model written in Rust in eager mode, and compares it with graph mode:
+//! Quantizes a model written in Rust in eager mode, compares it with graph mode, and finds where
+//! it loses most:
 //! `eager [OUT.safetensors]`.
 //!
 //! The model is that of the demo, with the weights that the example `digits` trained. It is
@@ -10,7 +11,8 @@ mod model;
 
 use std::path::{Path, PathBuf};
 
-use lowbit::data::npz;
+use lowbit::analysis::{compare, shadow, weights};
+use lowbit::data::{Batch, npz};
 use lowbit::graph::Graph;
 use lowbit::nn::eager::{Quantized, fuse_modules, prepare};
 use lowbit::nn::{Weights, run, trace};
@@ -36,7 +38,10 @@ fn main() -> Result<()> {
     let quantized = eager(&weights, &mapping, &calibration)?;
     let image = Fact::new(DType::F32, [Dim::Named("N".into()), 1.into(), 8.into(), 8.into()]);
     let graph = quantized.trace(&[("image", image.clone())])?;
-    let in_graph_mode = graph_mode(&weights, &mapping, &calibration, image)?;
+    let float = trace(&Digits::new(), &weights, &[("image", image)])?;
+    let in_graph_mode = graph_mode(&float, &mapping, &calibration)?;
+
+    where_it_hurts(&float, &graph, &test)?;
 
     let test = [test];
     println!("{:34} accuracy", "");
@@ -75,16 +80,31 @@ fn eager(weights: &Weights, mapping: &QConfigMapping, calibration: &Tensor) -> R
 }
 
 /// The same without either.
-fn graph_mode(
-    weights: &Weights,
-    mapping: &QConfigMapping,
-    calibration: &Tensor,
-    image: Fact,
-) -> Result<Graph> {
-    let graph = trace(&Digits::new(), weights, &[("image", image)])?;
-    let mut prepared = quantize::prepare(&quantize::fuse(&graph)?, mapping)?;
+fn graph_mode(float: &Graph, mapping: &QConfigMapping, calibration: &Tensor) -> Result<Graph> {
+    let mut prepared = quantize::prepare(&quantize::fuse(float)?, mapping)?;
     prepared.observe(std::slice::from_ref(calibration))?;
     Ok(prepared.convert()?.graph)
+}
+
+/// Prints the three values that differ the most from those of the float model, and the weight.
+fn where_it_hurts(float: &Graph, quantized: &Graph, images: &Tensor) -> Result<()> {
+    let batch = || {
+        let names = (0..images.shape()[0]).map(|i| i.to_string()).collect();
+        [Ok(Batch { inputs: vec![("image".into(), images.clone())], labels: None, names })].into_iter()
+    };
+    let compared = compare(float, quantized, batch(), &mut |_| Ok(()))?;
+    let shadow = shadow(float, quantized, batch(), None, &mut |_| Ok(()))?;
+    println!("{:24} {:>8} {:>8} {:>8}", "SQNR in dB", "all", "own", "cosine");
+    for e in compared.worst().into_iter().take(3) {
+        let own = shadow.values.iter().find(|s| s.own.value == e.value).map_or(f64::NAN, |s| s.own.sqnr_db);
+        println!("{:24} {:8.1} {own:8.1} {:8.5}", e.value, e.sqnr_db, e.cosine);
+    }
+    let weights = weights(&quantize::fuse(float)?, quantized)?;
+    if let Some(e) = weights.iter().min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db)) {
+        let (channel, db) = e.worst_channels(1)[0];
+        println!("{:24} {:8.1} in channel {channel}: {db:.1}\n", format!("{}.weight", e.node), e.sqnr_db);
+    }
+    Ok(())
 }
 
 /// Pixels of 0..16 as numbers of 0..1.

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use shadow::{Shadow, ShadowError, ValueMetric, shadow};
+pub use shadow::{Shadow, ShadowError, ValueMetric, kl_divergence, shadow};
 
 use crate::data::{Batch, inputs_of};
 use crate::error::{Error, Result, invalid};

@@ -171,7 +171,7 @@ fn classes(t: &Tensor, samples: usize) -> Option<(usize, bool)> {
 
 /// `sum_c p_c (log p_c - log q_c)`; a probability that is less than f32 has, or NaN,
 /// counts as its least.
-fn divergence(x: &[f32], y: &[f32], probabilities: bool) -> f64 {
+pub(super) fn divergence(x: &[f32], y: &[f32], probabilities: bool) -> f64 {
     let log = |row: &[f32]| -> Vec<f64> {
         let least = f64::from(f32::MIN_POSITIVE).ln();
         if probabilities {

@@ -43,7 +43,8 @@ fn in_one_graph(mut graph: Graph) -> Graph {
     graph
 }
 
-fn free(next: &mut HashMap<String, usize>, name: &str) -> String {
+/// `name`, or `name_1`, `name_2` and so on where it was given before.
+pub fn free(next: &mut HashMap<String, usize>, name: &str) -> String {
     let Some(mut n) = next.get(name).copied() else {
         next.insert(name.to_string(), 1);
         return name.to_string();

@@ -66,12 +66,13 @@ impl Scope<'_> {
         sizes.push(columns);
         if sizes.iter().filter(|d| d.is_none()).count() <= 1 {
             let sizes: Vec<i64> = sizes.into_iter().map(|d| d.map_or(-1, |n| n as i64)).collect();
-            return self.reshape(rows, &sizes);
+            let shape = self.ints("shape", &sizes);
+            return self.last(Reshape::default(), &[rows, shape]);
         }
         let leading = self.apply(Shape { start: 0, end: Some(axis as i64) }, &[x])?;
         let last = self.apply(Shape { start: 1, end: None }, &[rows])?;
         let shape = self.cat(&[leading, last], 0)?;
-        self.apply(Reshape::default(), &[rows, shape])
+        self.last(Reshape::default(), &[rows, shape])
     }
 
     /// The values one after another along `axis`.

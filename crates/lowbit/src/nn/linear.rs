@@ -1,8 +1,10 @@
 //! Products with matrices.
 
+use std::sync::Arc;
+
 use super::init::Init;
 use super::module::{Fusing, Module, Parameter};
-use super::scope::Scope;
+use super::scope::{Kind, Scope};
 use crate::error::{Result, invalid};
 use crate::graph::Var;
 use crate::ops::einsum::Einsum;
@@ -38,9 +40,10 @@ impl Module for Linear {
     fn forward(&self, g: &mut Scope<'_>, x: Var) -> Result<Var> {
         let weight = g.parameter("weight")?;
         let bias = g.optional_parameter("bias")?;
+        let kind = if g.fact(x).rank() == 2 { Kind::Module } else { Kind::Rows };
         g.as_rows(x, |g, x| {
             let inputs: Vec<Var> = [x, weight].into_iter().chain(bias).collect();
-            g.layer(Gemm { trans_b: true, ..Gemm::default() }, &inputs)
+            g.ranged(Arc::new(Gemm { trans_b: true, ..Gemm::default() }), &inputs, kind)
         })
     }
 

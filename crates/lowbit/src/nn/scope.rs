@@ -8,7 +8,7 @@ use super::eager::{Fusion, Mark, Mode};
 use super::module::{Module, join};
 use super::weights::Weights;
 use crate::error::{Result, invalid};
-use crate::graph::{Builder, Var};
+use crate::graph::{Builder, Var, free};
 use crate::op::{Fact, Op, Quant};
 use crate::ops::unary::Unary;
 use crate::quantize::{Grid, ZeroPoints, dequantized};
@@ -19,6 +19,8 @@ use crate::tensor::Tensor;
 pub(super) enum Kind {
     /// A module, which ReLU may have been fused into.
     Module,
+    /// The same, whose output gets its axes back behind it.
+    Rows,
     /// A [`FloatFunctional`](super::FloatFunctional): it reads nothing but quantized values.
     Functional {
         /// Whether ReLU is a part of it.
@@ -46,6 +48,8 @@ pub struct Scope<'a> {
     fusion: &'a Fusion,
     /// What modules that were fused into others have to be called with.
     fused: HashMap<String, Var>,
+    /// How often a value was called so.
+    names: HashMap<String, usize>,
 }
 
 impl<'a> Scope<'a> {
@@ -63,6 +67,7 @@ impl<'a> Scope<'a> {
             zeros: ZeroPoints::default(),
             fusion,
             fused: HashMap::new(),
+            names: HashMap::new(),
         }
     }
 
@@ -230,8 +235,10 @@ impl<'a> Scope<'a> {
     /// [`Op::quant`] says.
     pub(super) fn ranged(&mut self, op: Arc<dyn Op>, inputs: &[Var], kind: Kind) -> Result<Var> {
         let name = self.name_of_layer(&*op);
+        let fused = self.fusion.relu_of(&self.path);
         let relu = match kind {
-            Kind::Module => self.fusion.relu_of(&self.path).map(String::from),
+            Kind::Module => fused.map(String::from),
+            Kind::Rows => fused.map(|_| self.label("Relu")),
             Kind::Functional { relu } => relu.then(|| self.label("Relu")),
         };
         let functional = matches!(kind, Kind::Functional { .. });
@@ -241,7 +248,8 @@ impl<'a> Scope<'a> {
         self.quantizable((&name, op, relu.as_deref()), inputs, functional)
     }
 
-    /// The output of an operator, or of ReLU after it.
+    /// The output of an operator, or of ReLU after it. A value has the name that it has
+    /// in the float model: that of the last module that is a part of it.
     pub(super) fn with_relu(
         &mut self,
         name: &str,
@@ -249,11 +257,27 @@ impl<'a> Scope<'a> {
         inputs: &[Var],
         relu: Option<&str>,
     ) -> Result<Var> {
-        let y = self.b.apply(name, op, inputs)?;
+        let value = self.fusion.norm_of(&self.path).unwrap_or(name);
+        let y = self.named(name, op, inputs, &[value])?[0];
         match relu {
-            Some(relu) => self.b.apply(relu, Arc::new(Unary::Relu), &[y]),
+            Some(relu) => Ok(self.named(relu, Arc::new(Unary::Relu), &[y], &[relu])?[0]),
             None => Ok(y),
         }
+    }
+
+    /// The outputs of an operator under these names, with a suffix where other values
+    /// have them: those of a module that is called again.
+    fn named(&mut self, node: &str, op: Arc<dyn Op>, inputs: &[Var], outputs: &[&str]) -> Result<Vec<Var>> {
+        let names: Vec<String> = outputs.iter().map(|name| free(&mut self.names, name)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.b.apply_all(node, op, inputs, &names)
+    }
+
+    /// The operator, which only moves values, that the module at work ends with.
+    pub(super) fn last(&mut self, op: impl Op, inputs: &[Var]) -> Result<Var> {
+        let fused = self.fusion.tail_of(&self.path).last();
+        let name = fused.cloned().unwrap_or_else(|| self.label(op.name()));
+        self.float(&name, Arc::new(op), inputs, 1).map(|made| made[0])
     }
 
     fn name_of_layer(&self, op: &dyn Op) -> String {
@@ -278,7 +302,7 @@ impl<'a> Scope<'a> {
             n => (0..n).map(|i| format!("{name}_{i}")).collect(),
         };
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let made = self.b.apply_all(name, op, inputs, &names)?;
+        let made = self.named(name, op, inputs, &names)?;
         match mark {
             Some(mark) => made.into_iter().map(|v| self.moved(v, mark)).collect(),
             None => Ok(made),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::super::scores::divergence;
 use super::{Pairs, Sums, ValueError, float_output, scaled_back};
 use crate::data::{Batch, inputs_of};
 use crate::error::{Error, Result, invalid};
@@ -16,6 +17,18 @@ use crate::tensor::Tensor;
 
 /// A caller's own measure of a quantized value, the second, against the float one.
 pub type ValueMetric<'a> = dyn Fn(&Tensor, &Tensor) -> f64 + 'a;
+
+/// A [`ValueMetric`]: the mean of `sum_c p_c (log p_c - log q_c)` over the rows along the last
+/// axis, with `p = softmax(x)` and `q = softmax(y)`. Each probability counts as what the least of
+/// f32 is, at least. It is meant for values that a softmax reads: logits, scores of attention.
+/// NaN if the values are no numbers.
+pub fn kl_divergence(x: &Tensor, y: &Tensor) -> f64 {
+    let row = x.shape().last().copied().unwrap_or(1).max(1);
+    let (Ok(x), Ok(y)) = (x.to_f32(), y.to_f32()) else { return f64::NAN };
+    let rows = x.chunks(row).zip(y.chunks(row));
+    let sum: f64 = rows.map(|(x, y)| divergence(x, y, false)).sum();
+    sum / (x.len() / row).max(1) as f64
+}
 
 /// A value `x` of the float model, its counterpart `y` in the quantized one, and what the
 /// counterpart would be, `z`, if the layer that makes it were fed with the float model's

@@ -16,6 +16,8 @@ pub(in crate::nn) struct Fusion {
     heads: BTreeMap<String, String>,
     /// The others, for each first one.
     tails: BTreeMap<String, Vec<String>>,
+    /// The batch normalization that is folded into a module.
+    norms: BTreeMap<String, String>,
     /// The ReLU of a group.
     relus: BTreeMap<String, String>,
 }
@@ -29,6 +31,11 @@ impl Fusion {
     /// The modules that are parts of the one at `path`.
     pub fn tail_of(&self, path: &str) -> &[String] {
         self.tails.get(path).map_or(&[], Vec::as_slice)
+    }
+
+    /// The batch normalization that is folded into the module at `path`.
+    pub fn norm_of(&self, path: &str) -> Option<&str> {
+        self.norms.get(path).map(String::as_str)
     }
 
     /// The ReLU that is a part of the module at `path`.
@@ -115,6 +122,9 @@ impl Fusion {
         let (head, tail) = (group[0].to_string(), group[1..].iter().map(|p| p.to_string()));
         self.heads.extend(tail.clone().map(|path| (path, head.clone())));
         self.tails.insert(head.clone(), tail.collect());
+        if let [_, BatchNorm { .. }, ..] = kinds[..] {
+            self.norms.insert(head.clone(), group[1].to_string());
+        }
         if let (Some(Relu), Some(path)) = (kinds.last(), group.last()) {
             self.relus.insert(head, path.to_string());
         }

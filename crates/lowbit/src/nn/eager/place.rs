@@ -252,7 +252,8 @@ impl Scope<'_> {
                     .made_by::<DequantizeLinear>(x)
                     .ok_or_else(|| invalid!("reads no codes").at(&path))?;
                 let (op, inputs) = (dequantize.clone(), inputs.to_vec());
-                self.b.apply(&path, Arc::new(op), &inputs)
+                let name = self.b.name(x).to_string();
+                self.b.apply(&name, Arc::new(op), &inputs)
             }
         }
     }
