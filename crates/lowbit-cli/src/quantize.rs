@@ -95,9 +95,21 @@ pub struct Args {
     /// Rules for each node, in TOML.
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["calibrator", "per_tensor", "equalize", "rounding"])]
     config: Option<PathBuf>,
-    /// One scale for each weight, in place of one for each of its output channels.
+    /// One scale for each weight, in place of one for each of its output channels; with the default
+    /// preset also --cross-layer.
     #[arg(long)]
     per_tensor: bool,
+    /// Make the channels of weights that have one scale alike in range, by moving factors between
+    /// the layers that make a value and those that read it; --cross-layer=false does not.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        conflicts_with = "config"
+    )]
+    cross_layer: Option<bool>,
     /// How much the channels of a value are made alike in range, by moving factors into the
     /// weights around it: 0, not at all, to 1, completely; by default what the preset says.
     #[arg(long, value_name = "STRENGTH")]
@@ -213,8 +225,8 @@ impl Args {
         let mapping = match &self.config {
             Some(path) => read_config(path)?,
             None => {
-                let mut q = preset(self.preset.as_deref().unwrap_or(self.standard_preset()))?;
-                let name = self.preset.as_deref().unwrap_or_default();
+                let name = self.preset.as_deref().unwrap_or(self.standard_preset());
+                let mut q = preset(name)?;
                 if self.method == Method::Dynamic && q.dynamic().is_none() {
                     return Err(lowbit::Error::Invalid(format!("preset {name} is not for --method dynamic")));
                 }
@@ -247,7 +259,13 @@ impl Args {
                 }
                 if self.per_tensor {
                     q.weight.per = Per::Tensor;
+                    q.weight.cross_layer = name == "default";
                 }
+                if self.cross_layer == Some(true) && q.weight.per != Per::Tensor {
+                    let text = "--cross-layer is for weights with one scale: add --per-tensor";
+                    return Err(lowbit::Error::Invalid(text.into()));
+                }
+                q.weight.cross_layer = self.cross_layer.unwrap_or(q.weight.cross_layer);
                 QConfigMapping::global(q)
             }
         };

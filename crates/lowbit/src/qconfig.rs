@@ -79,6 +79,10 @@ pub struct Spec {
     /// at all, to 1, completely.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub equalize: f32,
+    /// For weights with one scale: whether the channels of the weights around a value are
+    /// made alike in range ([`crate::passes::equalize`]).
+    #[serde(default, rename = "cross-layer", skip_serializing_if = "std::ops::Not::not")]
+    pub cross_layer: bool,
     /// For weights: how their codes are chosen.
     #[serde(default, skip_serializing_if = "Rounding::is_nearest")]
     pub rounding: Rounding,
@@ -120,6 +124,7 @@ impl Spec {
             observer: ObserverConfig::MinMax,
             correct_bias: false,
             equalize: 0.0,
+            cross_layer: false,
             rounding: Rounding::Nearest,
             awq: false,
             dynamic: false,
@@ -161,6 +166,12 @@ impl Spec {
     /// The same spec for activations whose channels are equalized this much.
     pub fn equalizing(self, strength: f32) -> Spec {
         Spec { equalize: strength, ..self }
+    }
+
+    /// The same spec for weights with one scale, whose channels share their ranges with
+    /// those of the layers around them.
+    pub fn cross_layer(self) -> Spec {
+        Spec { cross_layer: true, ..self }
     }
 
     /// The same spec for weights whose rows that meet great inputs get finer steps.
@@ -513,6 +524,9 @@ fn check_activation(spec: &Spec) -> Result<()> {
     if spec.awq {
         return Err(invalid!("awq is for weights"));
     }
+    if spec.cross_layer {
+        return Err(invalid!("cross-layer is for weights"));
+    }
     if spec.inputs_only && spec.dynamic {
         return Err(invalid!(
             "inputs-only is for ranges found beforehand: dynamic quantizes inputs alone anyway"
@@ -530,6 +544,9 @@ fn check_weight(spec: &Spec) -> Result<()> {
         Per::Row => return Err(invalid!("per = \"row\" is for activations")),
         Per::Block(0) => return Err(invalid!("a block needs at least one element")),
         _ => {}
+    }
+    if spec.cross_layer && spec.per != Per::Tensor {
+        return Err(invalid!("cross-layer is for weights with one scale: per = \"tensor\""));
     }
     if spec.equalize != 0.0 {
         return Err(invalid!("equalize is for activations: weights follow them"));
@@ -672,6 +689,16 @@ mod tests {
         assert_eq!(third.activation.as_ref().unwrap().format, Format::INT16);
         assert_eq!(third.weight, preset("x86").unwrap().weight);
         assert_eq!(QConfigMapping::from_toml(&mapping.to_toml().unwrap()).unwrap(), mapping);
+    }
+
+    #[test]
+    fn remedies_survive_toml() {
+        let mut q = preset("default").unwrap();
+        q.weight = q.weight.per(Per::Tensor).cross_layer();
+        let mapping = QConfigMapping::global(q);
+        let text = mapping.to_toml().unwrap();
+        assert!(text.contains("cross-layer = true"), "{text}");
+        assert_eq!(QConfigMapping::from_toml(&text).unwrap(), mapping);
     }
 
     #[test]

@@ -164,13 +164,21 @@ fn readied(
     watch: &Watch<'_>,
 ) -> Result<Graph> {
     let mut graph = fuse(float)?;
+    let of = samples.map_or(0, |samples| samples.count(&graph));
+    let step = |stage| move |done| watch(Step { stage, done, of });
+    graph = equalize(&graph, mapping, batches(samples, &graph), &step("equalizing"))?;
     if let Some(samples) = samples {
-        let of = samples.count(&graph);
-        let step = |stage| move |done| watch(Step { stage, done, of });
-        graph = equalize(&graph, mapping, samples.tensors(&graph), &step("equalizing"))?;
         graph = awq(&graph, mapping, samples.tensors(&graph), &step("rescaling"))?;
     }
     Ok(graph)
+}
+
+/// The batches of samples as the inputs of `graph`; none without samples.
+fn batches<'a>(
+    samples: Option<Samples<'a>>,
+    graph: &'a Graph,
+) -> impl Iterator<Item = Result<Vec<Tensor>>> + Send + use<'a> {
+    samples.into_iter().flat_map(|samples| samples.tensors(graph))
 }
 
 /// The points of a graph, calibrated.

@@ -21,8 +21,14 @@ pub(super) const REMEDIES: &[Remedy] = &[
         change: |q| {
             if q.weight.per == Per::Tensor {
                 q.weight.per = Per::Channel;
+                q.weight.cross_layer = false;
             }
         },
+    },
+    Remedy {
+        title: "weights that share their ranges across layers",
+        why: "one scale for a whole weight leaves few codes to its channels of small values",
+        change: |q| q.weight.cross_layer |= q.weight.per == Per::Tensor,
     },
     Remedy {
         title: "biases that make up for the mean error of weights",

@@ -2,8 +2,10 @@
 //! multiplies it where it is read changes nothing in float.
 
 mod channels;
+mod cross_layer;
 mod scales;
 
+use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 pub use scales::ChannelScales;
@@ -12,11 +14,13 @@ use self::channels::{Channels, input_channels};
 use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Node, Var};
 use crate::qconfig::QConfigMapping;
+use crate::qparams::Range;
 use crate::quantize::{Progress, lock, run_all, threads};
 use crate::tensor::{DType, Tensor};
 
 /// Makes the channels of quantized values alike in range (docs/quantization.md,
-/// equation 18), so that the one scale of an activation serves them all.
+/// equation 18), so that the one scale of an activation serves them all, and those of
+/// weights (equation 35), so that the one scale of a weight does.
 ///
 /// Channel `k` of a convolution's or Gemm's output is divided by `s_k` (its
 /// weights and its bias are), and the weights of all convolutions and Gemms
@@ -27,19 +31,26 @@ use crate::tensor::{DType, Tensor};
 /// `batches` and `a` is the readers' [`crate::qconfig::Spec::equalize`].
 /// The float function stays the same, but for rounding.
 ///
+/// Where maker and readers ask for [`crate::qconfig::Spec::cross_layer`], which is for
+/// weights with one scale, `s_k = sqrt(r1_k / r2_k)` instead, within 2^-20..2^20, where
+/// `r1_k` and `r2_k` are the greatest magnitudes of the weights that make and that read
+/// the channel (Nagel et al., "Data-Free Quantization", 2019).
+///
 /// Between maker and readers may stand what commutes with the division:
-/// Relu, LeakyRelu, pooling, Flatten, Reshape to a matrix, and Concat along the
-/// channels. Channels that anything else reads (Add, Clip, the caller), or
-/// whose maker has one scale for all its weights, stay as they are.
+/// Relu, LeakyRelu, pooling, Flatten, Reshape to a matrix, Concat along the
+/// channels, and Clip to a range that holds 0. A Clip stays as it is: `s_k` is such that
+/// it cuts nothing off that it did not cut off before in `batches`, and 1 where it
+/// does cut off something, or without batches. Channels that anything else reads (Add, the
+/// caller), or whose maker has one scale for all its weights and does not ask, stay as they are.
 ///
 /// `graph` is a fused one; values keep their names, and the scales by which they
-/// now differ are kept in the metadata ([`ChannelScales`]). If no node asks for
-/// equalization, `batches` is not read.
+/// now differ are kept in the metadata ([`ChannelScales`]). `batches` is not read if
+/// no node asks for equalization, or for that of weights alone with no Clip between.
 ///
 /// # Errors
 /// If the graph is equalized already, a rule of `mapping` cannot be honoured,
-/// there is no batch or one does not fit the model, a value is not
-/// finite (the error names it), or `progress` stops it.
+/// values are to be made alike and there is no batch, one does not fit the model, a value is
+/// not finite (the error names it), or `progress` stops it.
 pub fn equalize(
     graph: &Graph,
     mapping: &QConfigMapping,
@@ -50,11 +61,12 @@ pub fn equalize(
         return Err(invalid!("the model is equalized already"));
     }
     let channels = Channels::new(graph, mapping)?;
-    if channels.read.is_empty() {
+    if channels.is_idle() {
         return Ok(graph.clone());
     }
-    let ranges = observe(graph, &channels, batches, progress)?;
-    let exponents = channels.exponents(&ranges);
+    let seen = observe(graph, &channels, batches, progress)?;
+    let mut exponents = channels.exponents(&seen);
+    cross_layer::balance(graph, &channels, &seen.least, &mut exponents);
     let mut equalized =
         graph.rebuild(|b, v, node, inputs| rescaled(graph, &channels, &exponents, b, v, node, inputs))?;
     let mut scales = ChannelScales::default();
@@ -65,30 +77,81 @@ pub fn equalize(
     Ok(equalized)
 }
 
-/// The greatest magnitude of each channel where it is read.
+/// What data says of each channel.
+#[derive(Clone)]
+pub struct Seen {
+    /// The greatest magnitude where it is read.
+    pub ranges: Vec<f32>,
+    /// The least scale for which a Clip on its way cuts nothing off that it did not cut off
+    /// before; infinite, if that is 1 alone.
+    pub least: Vec<f32>,
+}
+
+/// What `batches` say of the channels that are to be scaled; they are not read if that
+/// does not matter.
 fn observe(
     graph: &Graph,
     channels: &Channels,
     batches: impl Iterator<Item = Result<Vec<Tensor>>> + Send,
     progress: &Progress,
-) -> Result<Vec<f32>> {
-    let ranges: Mutex<Option<Vec<f32>>> = Mutex::new(None);
+) -> Result<Seen> {
+    let nothing = Seen { ranges: vec![0.0; channels.count], least: vec![0.0; channels.count] };
+    if channels.read.is_empty() && channels.clipped.is_empty() {
+        return Ok(nothing);
+    }
+    let seen: Mutex<Option<Seen>> = Mutex::new(None);
     let see = |_, v: Var, value: &Tensor| {
         if matches!(graph.node(v).kind, Kind::Input) && value.dtype() == DType::F32 {
             // What is wrong with the data is said of the data.
             greatest(value, 1).map_err(|e| e.at(&graph.value(v).name))?;
         }
-        let Some(ids) = channels.read.contains(&v).then(|| &channels.of[&v]) else { return Ok(()) };
-        let most = greatest(value, ids.len()).map_err(|e| e.at(&graph.value(v).name))?;
-        let mut ranges = lock(&ranges);
-        let ranges = ranges.get_or_insert_with(|| vec![0.0; channels.count]);
-        ids.iter().zip(most).for_each(|(c, most)| ranges[*c] = ranges[*c].max(most));
+        let Some(ids) = channels.of.get(&v) else { return Ok(()) };
+        if channels.read.contains(&v) {
+            let most = greatest(value, ids.len()).map_err(|e| e.at(&graph.value(v).name))?;
+            let mut seen = lock(&seen);
+            let ranges = &mut seen.get_or_insert_with(|| nothing.clone()).ranges;
+            ids.iter().zip(most).for_each(|(c, most)| ranges[*c] = ranges[*c].max(most));
+        }
+        for (_, bounds) in channels.clipped.iter().filter(|(clipped, _)| *clipped == v) {
+            let least = least_scales(value, ids.len(), *bounds)?;
+            let mut seen = lock(&seen);
+            let bounds = &mut seen.get_or_insert_with(|| nothing.clone()).least;
+            ids.iter().zip(least).for_each(|(c, least)| bounds[*c] = bounds[*c].max(least));
+        }
         Ok(())
     };
-    let watched = |v: Var| matches!(graph.node(v).kind, Kind::Input) || channels.read.contains(&v);
+    let clipped: HashSet<Var> = channels.clipped.iter().map(|(v, _)| *v).collect();
+    let watched = |v: Var| {
+        matches!(graph.node(v).kind, Kind::Input) || channels.read.contains(&v) || clipped.contains(&v)
+    };
     run_all(threads(), graph, batches, progress, watched, see, || ())?;
-    let ranges = ranges.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ranges.ok_or_else(|| invalid!("the calibration data is empty: give at least one sample"))
+    if let Some(seen) = seen.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Ok(seen);
+    }
+    if !channels.read.is_empty() {
+        return Err(invalid!("the calibration data is empty: give at least one sample"));
+    }
+    let mut unknown = nothing;
+    for (v, _) in &channels.clipped {
+        channels.of[v].iter().for_each(|c| unknown.least[*c] = f32::INFINITY);
+    }
+    Ok(unknown)
+}
+
+/// For each of the `channels` of a value that is clipped, the least scale by which it can
+/// be divided; infinite, if that is 1 alone, as some of it is cut off.
+fn least_scales(value: &Tensor, channels: usize, bounds: Range) -> Result<Vec<f32>> {
+    let mut least = vec![0f32; channels];
+    let inner: usize = value.shape().iter().skip(2).product();
+    // What is cut off at 0 is so at every scale.
+    let share = |x: f32, end: f32| if end == 0.0 { 0.0 } else { x / end };
+    for (i, run) in value.slice::<f32>()?.chunks(inner.max(1)).enumerate() {
+        let (lo, hi) = run.iter().fold((0f32, 0f32), |(lo, hi), x| (lo.min(*x), hi.max(*x)));
+        let needed = share(lo, bounds.lo).max(share(hi, bounds.hi));
+        let least = &mut least[i % channels];
+        *least = least.max(if needed > 1.0 { f32::INFINITY } else { needed });
+    }
+    Ok(least)
 }
 
 /// The greatest magnitude of each of the `channels` of axis 1.

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::scales::{LEAST, STEPS};
+use super::Seen;
+use super::scales::{Grain, exponent};
 use crate::error::Result;
 use crate::graph::{Graph, Var};
-use crate::op::Op;
+use crate::op::{Op, Quant};
+use crate::ops::clip::Clip;
 use crate::ops::conv::Conv;
 use crate::ops::layout::Concat;
 use crate::ops::linear::Gemm;
@@ -13,7 +15,11 @@ use crate::ops::pool::{AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool};
 use crate::ops::shape::{Flatten, Reshape};
 use crate::ops::unary::Unary;
 use crate::qconfig::{Per, QConfigMapping};
+use crate::qparams::Range;
 use crate::tensor::DType;
+
+/// The least `log2 s_k` of channels whose values are made alike.
+const LEAST_ALIKE: f64 = -6.0;
 
 /// The channels that convolutions and Gemms make, numbered, and the values that
 /// carry them along axis 1.
@@ -23,11 +29,18 @@ pub struct Channels {
     pub of: BTreeMap<Var, Vec<usize>>,
     /// The values that a linear operator whose weights can be rescaled makes.
     pub made: HashSet<Var>,
-    /// The values whose channels some reader wants alike.
+    /// The values whose channels some reader wants alike in range.
     pub read: HashSet<Var>,
+    /// The linear operators, by first output, and their first inputs.
+    pub linear: Vec<(Var, Var)>,
+    /// What is clipped on the way of a channel that is to be scaled: the value, and the
+    /// bounds within which it can be.
+    pub clipped: Vec<(Var, Range)>,
     /// The number of channels.
     pub count: usize,
-    /// By channel: how much its readers want it equalized; 0 keeps it.
+    /// By channel: whether the weights around it share its range ([`super::cross_layer`]).
+    pub balanced: Vec<bool>,
+    /// By channel: how much its readers want its values equalized; 0 keeps them.
     strength: Vec<f32>,
 }
 
@@ -37,7 +50,7 @@ impl Channels {
         let configs = mapping.resolve(graph)?;
         let mut channels = Channels::default();
         let mut kept: HashSet<usize> = HashSet::new();
-        let mut wanted: Vec<(Var, f32)> = vec![];
+        let mut wanted: Vec<(Var, f32, bool)> = vec![];
         for ((v, node, op, inputs), config) in graph.applied().zip(configs) {
             let linear = channels.is_linear(graph, &**op, inputs);
             let moved = if linear { None } else { channels.moved(graph, v, &**op, inputs) };
@@ -46,36 +59,54 @@ impl Channels {
                 match (linear && i == 0, &moved) {
                     (true, _) => {
                         let strength = config.and_then(|q| q.activation.as_ref()).map_or(0.0, |a| a.equalize);
-                        wanted.push((*x, strength));
+                        wanted.push((*x, strength, config.is_some_and(|q| q.weight.cross_layer)));
                     }
                     (false, Some(_)) => {}
                     (false, None) => kept.extend(ids),
                 }
             }
+            if linear {
+                channels.linear.push((v, inputs[0]));
+            }
+            let by_weights = config.is_some_and(|q| q.weight.cross_layer);
+            let scalable = by_weights || config.is_none_or(|q| q.weight.per == Per::Channel);
             if let Some(ids) = moved {
+                if let Quant::Clamp { lo, hi } = op.quant()
+                    && ((lo < 0.0 && lo.is_finite()) || hi.is_finite())
+                {
+                    channels.clipped.push((inputs[0], Range { lo, hi }));
+                }
                 channels.of.insert(v, ids);
-            } else if linear && node.outputs.len() == 1 && config.is_none_or(|q| q.weight.per == Per::Channel)
-            {
+            } else if linear && node.outputs.len() == 1 && scalable {
                 let made = graph.fact(v).shape[1].known().unwrap_or(0);
                 channels.of.insert(v, (channels.count..channels.count + made).collect());
                 channels.made.insert(v);
                 channels.count += made;
+                channels.balanced.resize(channels.count, by_weights);
             }
         }
         for (_, v) in graph.outputs() {
             kept.extend(channels.of.get(&v).into_iter().flatten());
         }
+        let by_weights = channels.balanced.clone();
         let mut strength = vec![f32::INFINITY; channels.count];
-        for (v, wanted) in &wanted {
-            channels.of[v].iter().for_each(|c| strength[*c] = strength[*c].min(*wanted));
+        for (v, wanted, balanced) in &wanted {
+            for c in &channels.of[v] {
+                strength[*c] = strength[*c].min(*wanted);
+                channels.balanced[*c] &= balanced;
+            }
         }
         for (c, s) in strength.iter_mut().enumerate() {
-            if kept.contains(&c) || s.is_infinite() {
+            let keeps = kept.contains(&c) || s.is_infinite();
+            channels.balanced[c] &= !keeps;
+            if keeps || by_weights[c] {
                 *s = 0.0;
             }
         }
-        let asked = |v: &Var| channels.of[v].iter().any(|c| strength[*c] > 0.0);
-        channels.read = wanted.iter().map(|(v, _)| *v).filter(asked).collect();
+        let alike = |v: &Var| channels.of[v].iter().any(|c| strength[*c] > 0.0);
+        channels.read = wanted.iter().map(|(v, ..)| *v).filter(alike).collect();
+        let scaled = |v: &Var| channels.of[v].iter().any(|c| strength[*c] > 0.0 || channels.balanced[*c]);
+        channels.clipped.retain(|(v, _)| scaled(v));
         channels.strength = strength;
         Ok(channels)
     }
@@ -102,7 +133,10 @@ impl Channels {
     fn moved(&self, graph: &Graph, v: Var, op: &dyn Op, inputs: &[Var]) -> Option<Vec<usize>> {
         let ids = self.of.get(inputs.first()?)?;
         let unary = |u: &Unary| matches!(u, Unary::Relu | Unary::LeakyRelu { .. });
+        let around_zero =
+            |c: &Clip| !c.dynamic && matches!(c.quant(), Quant::Clamp { lo, hi } if lo <= 0.0 && hi >= 0.0);
         let per_channel = op.is::<Unary>().is_some_and(unary)
+            || op.is::<Clip>().is_some_and(around_zero)
             || op.is::<MaxPool>().is_some()
             || op.is::<AveragePool>().is_some()
             || op.is::<GlobalAveragePool>().is_some()
@@ -126,10 +160,15 @@ impl Channels {
         None
     }
 
-    /// `8 log2 s_k` of each channel, for the greatest magnitudes `ranges`.
-    pub fn exponents(&self, ranges: &[f32]) -> Vec<i16> {
+    /// Whether no channel is to be scaled.
+    pub fn is_idle(&self) -> bool {
+        self.read.is_empty() && !self.balanced.contains(&true)
+    }
+
+    /// The exponent of `s_k` of each channel whose values are made alike, for what was `seen` of them.
+    pub fn exponents(&self, seen: &Seen) -> Vec<i16> {
         // The greatest range of each set of channels that some value holds together.
-        let mut greatest = ranges.to_vec();
+        let mut greatest = seen.ranges.clone();
         for ids in self.of.values() {
             let most = ids.iter().fold(0f32, |most, c| most.max(greatest[*c]));
             ids.iter().for_each(|c| greatest[*c] = most);
@@ -140,14 +179,14 @@ impl Channels {
             let most = ids.iter().fold(0f32, |most, c| most.max(greatest[*c]));
             ids.iter().for_each(|c| greatest[*c] = most);
         }
-        let exponent = |((range, greatest), strength): ((&f32, &f32), &f32)| {
-            if *strength <= 0.0 || *greatest <= 0.0 {
+        let exponent = |c: usize| {
+            if self.strength[c] <= 0.0 || greatest[c] <= 0.0 {
                 return 0;
             }
-            let log = (f64::from(*range) / f64::from(*greatest)).log2() * f64::from(*strength);
-            (log * STEPS).round().max(f64::from(LEAST)) as i16
+            let log = f64::from(seen.ranges[c] / greatest[c]).log2() * f64::from(self.strength[c]);
+            exponent(log.max(LEAST_ALIKE), seen.least[c], Grain::Coarse)
         };
-        ranges.iter().zip(&greatest).zip(&self.strength).map(exponent).collect()
+        (0..self.count).map(exponent).collect()
     }
 }
 
