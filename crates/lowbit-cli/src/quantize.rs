@@ -81,7 +81,8 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "COMPUTE")]
     matmul_nbits: Option<Compute>,
     /// How the ranges of activations are chosen: min-max, moving-average, histogram,
-    /// percentile, percentile=99.99, entropy or mse; by default what the preset says.
+    /// percentile, percentile=99.99, entropy, mse, or measured: for each value that of these which
+    /// changes the outputs the least; by default what the preset says.
     #[arg(long, value_parser = calibrator)]
     calibrator: Option<ObserverConfig>,
     /// default, or for other backends: x86, fbgemm, onednn, qnnpack, tensorrt, onnxruntime, openvino;
@@ -168,9 +169,9 @@ fn calibrator(text: &str) -> Result<ObserverConfig, String> {
         return Ok(ObserverConfig::Percentile { percentile });
     }
     match text {
-        "min-max" | "moving-average" | "histogram" | "percentile" | "entropy" | "mse" => named(text),
+        "min-max" | "moving-average" | "histogram" | "percentile" | "entropy" | "mse" | "measured" => named(text),
         _ => {
-            Err("choose min-max, moving-average, histogram, percentile, percentile=99.99, entropy or mse"
+            Err("choose min-max, moving-average, histogram, percentile, percentile=99.99, entropy, mse or measured"
                 .into())
         }
     }

@@ -12,6 +12,7 @@ mod entropy;
 mod fixed;
 mod histogram;
 mod lattice;
+mod measured;
 mod min_max;
 mod moving_average;
 mod mse;
@@ -26,11 +27,13 @@ pub use config::ObserverConfig;
 pub use entropy::Entropy;
 pub use fixed::{Fixed, Nothing};
 pub use histogram::Histogram;
+pub use measured::Measured;
 pub use min_max::MinMax;
 pub use moving_average::MovingAverage;
 pub use mse::Mse;
 pub use percentile::Percentile;
 
+use self::lattice::Lattices;
 use crate::error::{Result, invalid};
 use crate::qparams::{QParams, Range};
 use crate::scheme::Scheme;
@@ -83,13 +86,14 @@ pub enum Kind {
     Percentile(Percentile),
     Entropy(Entropy),
     Mse(Mse),
+    Measured(Measured),
     Fixed(Fixed),
     None(Nothing),
 }
 
 macro_rules! each_kind {
     ($call:ident) => {
-        $call!(MinMax MovingAverage Histogram Percentile Entropy Mse Fixed None)
+        $call!(MinMax MovingAverage Histogram Percentile Entropy Mse Measured Fixed None)
     };
 }
 
@@ -102,6 +106,7 @@ impl Kind {
             ObserverConfig::Percentile { percentile } => Kind::Percentile(Percentile::new(percentile)),
             ObserverConfig::Entropy => Kind::Entropy(Entropy::default()),
             ObserverConfig::Mse => Kind::Mse(Mse::default()),
+            ObserverConfig::Measured => Kind::Measured(Measured::default()),
             ObserverConfig::Fixed { lo, hi } => Kind::Fixed(Fixed::new(Range { lo, hi })),
             ObserverConfig::None => Kind::None(Nothing::default()),
         }
@@ -119,6 +124,25 @@ impl Kind {
             ($($kind:ident)*) => { match self { $(Kind::$kind(o) => o),* } };
         }
         each_kind!(get)
+    }
+
+    /// The counts of values, of kinds that keep them.
+    fn counts(&self) -> Option<&Lattices> {
+        match self {
+            Kind::Percentile(o) => Some(&o.lattices),
+            Kind::Entropy(o) => Some(&o.lattices),
+            Kind::Mse(o) | Kind::Measured(Measured(o)) => Some(&o.lattices),
+            _ => None,
+        }
+    }
+
+    fn counts_mut(&mut self) -> Option<&mut Lattices> {
+        match self {
+            Kind::Percentile(o) => Some(&mut o.lattices),
+            Kind::Entropy(o) => Some(&mut o.lattices),
+            Kind::Mse(o) | Kind::Measured(Measured(o)) => Some(&mut o.lattices),
+            _ => None,
+        }
     }
 }
 
@@ -216,27 +240,33 @@ impl AnyObserver {
         QParams::from_ranges(self.scheme, &self.ranges()?)
     }
 
-    /// An observer of another kind that saw the same. Percentile, entropy and mse
+    /// An observer of another kind that saw the same. Percentile, entropy, mse and measured
     /// count values alike, so that each can take the place of another.
     ///
     /// # Errors
     /// Those of [`ObserverConfig::check`], and if one of the two keeps other things.
     pub fn as_kind(&self, config: ObserverConfig) -> Result<AnyObserver> {
-        let lattices = match &self.kind {
-            Kind::Percentile(o) => &o.lattices,
-            Kind::Entropy(o) => &o.lattices,
-            Kind::Mse(o) => &o.lattices,
-            _ => return Err(invalid!("the observer keeps no counts of the values it saw")),
-        };
+        let counts = self.kind.counts();
+        let counts = counts.ok_or_else(|| invalid!("the observer keeps no counts of the values it saw"))?;
         let mut other = AnyObserver::new(config, self.scheme)?;
-        match &mut other.kind {
-            Kind::Percentile(o) => o.lattices.clone_from(lattices),
-            Kind::Entropy(o) => o.lattices.clone_from(lattices),
-            Kind::Mse(o) => o.lattices.clone_from(lattices),
-            _ => return Err(invalid!("{config} is not found from counts of values")),
-        }
+        let theirs = other.kind.counts_mut();
+        theirs.ok_or_else(|| invalid!("{config} is not found from counts of values"))?.clone_from(counts);
         other.groups.clone_from(&self.groups);
         Ok(other)
+    }
+
+    /// Takes over what `other` saw: a merge, or, having seen nothing itself, the counts of one
+    /// of another kind that keeps them too. None if neither is possible.
+    pub(crate) fn adopt(&mut self, other: &AnyObserver) -> Option<()> {
+        if self.is_empty()
+            && self.scheme == other.scheme
+            && let (Some(ours), Some(theirs)) = (self.kind.counts_mut(), other.kind.counts())
+        {
+            ours.clone_from(theirs);
+            self.groups.clone_from(&other.groups);
+            return Some(());
+        }
+        self.merge(other).ok()
     }
 
     /// Takes into account what `other` saw, as if its batches came after.

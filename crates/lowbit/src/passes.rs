@@ -5,10 +5,13 @@ mod adaround;
 mod awq;
 mod equalize;
 mod nbits;
+mod ranges;
 mod tensorrt;
 
 pub use adaround::{AdaroundOptions, Blocks, Reconstructed, adaround};
 pub use awq::awq;
 pub use equalize::{ChannelScales, equalize};
 pub use nbits::products_of_few_bits;
+pub use ranges::measured_ranges;
+pub(crate) use ranges::points_to_measure;
 pub use tensorrt::tensorrt_dialect;

@@ -545,6 +545,9 @@ fn check_weight(spec: &Spec) -> Result<()> {
         Per::Block(0) => return Err(invalid!("a block needs at least one element")),
         _ => {}
     }
+    if spec.observer == ObserverConfig::Measured {
+        return Err(invalid!("observer = \"measured\" is for activations: for weights use mse"));
+    }
     if spec.cross_layer && spec.per != Per::Tensor {
         return Err(invalid!("cross-layer is for weights with one scale: per = \"tensor\""));
     }
@@ -695,9 +698,10 @@ mod tests {
     fn remedies_survive_toml() {
         let mut q = preset("default").unwrap();
         q.weight = q.weight.per(Per::Tensor).cross_layer();
+        q.activation = q.activation.map(|a| a.observed_by(ObserverConfig::Measured));
         let mapping = QConfigMapping::global(q);
         let text = mapping.to_toml().unwrap();
-        assert!(text.contains("cross-layer = true"), "{text}");
+        assert!(text.contains("cross-layer = true") && text.contains("measured"), "{text}");
         assert_eq!(QConfigMapping::from_toml(&text).unwrap(), mapping);
     }
 

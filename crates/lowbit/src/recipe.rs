@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
-use crate::passes::{AdaroundOptions, Reconstructed, adaround, awq, equalize};
+use crate::passes::{
+    AdaroundOptions, Reconstructed, adaround, awq, equalize, measured_ranges, points_to_measure,
+};
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
 use crate::tensor::Tensor;
@@ -16,6 +18,9 @@ const PROBES: usize = 8;
 
 /// Samples that a step of learning looks at.
 const LEARNED_AT_ONCE: usize = 32;
+
+/// Batches that ranges are measured on, evenly spread over the samples.
+const BATCHES_MEASURED: usize = 4;
 
 /// Samples that passes look at, as often as they need to.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +83,7 @@ impl Calibrated {
         if float == self.float {
             let mut prepared = prepare(&float, mapping)?;
             if prepared.adopt(&self.prepared) {
+                let prepared = measured(prepared, samples, watch)?;
                 let prepared = learned(&float, prepared, samples, watch)?;
                 return Ok(Calibrated { float, prepared });
             }
@@ -192,6 +198,7 @@ fn prepared(
     if let Some(samples) = samples {
         let of = samples.count(graph);
         prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;
+        prepared = measured(prepared, samples, watch)?;
         prepared = learned(graph, prepared, samples, watch)?;
     } else if let Some(point) = prepared.points().iter().find(|point| point.learns) {
         return Err(
@@ -211,6 +218,17 @@ fn learned(graph: &Graph, prepared: Prepared, samples: Samples<'_>, watch: &Watc
         watch(Step { stage: "learning to round", done: block.number, of: block.blocks })
     };
     adaround(&prepared, batches.tensors(graph), &AdaroundOptions::default(), &mut { step })
+}
+
+/// The same with the ranges that are to be measured.
+fn measured(prepared: Prepared, samples: Samples<'_>, watch: &Watch<'_>) -> Result<Prepared> {
+    let of = points_to_measure(&prepared);
+    if of == 0 {
+        return Ok(prepared);
+    }
+    let apart = (samples.count(prepared.graph()) / BATCHES_MEASURED).max(1);
+    let batches = samples.tensors(prepared.graph()).step_by(apart).take(BATCHES_MEASURED);
+    measured_ranges(&prepared, batches, &|done| watch(Step { stage: "measuring ranges", done, of }))
 }
 
 /// Inputs to try a model on: the first samples, or random ones.

@@ -56,6 +56,11 @@ pub(super) const REMEDIES: &[Remedy] = &[
         change: |q| observe(q, ObserverConfig::MinMax),
     },
     Remedy {
+        title: "ranges measured one by one",
+        why: "values differ in which range harms the outputs the least",
+        change: |q| observe(q, ObserverConfig::Measured),
+    },
+    Remedy {
         title: "channels of alike range",
         why: "one scale for an activation leaves few codes to its channels of small values",
         change: |q| {

@@ -40,6 +40,9 @@ pub enum ObserverConfig {
     Entropy,
     /// Least squared error: [`super::Mse`].
     Mse,
+    /// For activations: the one of several that harms the model's outputs the least:
+    /// [`super::Measured`].
+    Measured,
     /// A range known beforehand: [`super::Fixed`]. It has no standard settings.
     Fixed {
         /// Least value.
@@ -110,6 +113,7 @@ impl fmt::Display for ObserverConfig {
             ObserverConfig::Percentile { percentile } => write!(f, "percentile ({percentile})"),
             ObserverConfig::Entropy => f.write_str("entropy"),
             ObserverConfig::Mse => f.write_str("mse"),
+            ObserverConfig::Measured => f.write_str("measured"),
             ObserverConfig::Fixed { lo, hi } => write!(f, "fixed ({lo}..{hi})"),
             ObserverConfig::None => f.write_str("none"),
         }
@@ -147,7 +151,11 @@ impl<'de> Visitor<'de> for NameOrTable {
         // serde ignores what follows a kind without settings.
         let plain = matches!(
             config,
-            ObserverConfig::MinMax | ObserverConfig::Entropy | ObserverConfig::Mse | ObserverConfig::None
+            ObserverConfig::MinMax
+                | ObserverConfig::Entropy
+                | ObserverConfig::Mse
+                | ObserverConfig::Measured
+                | ObserverConfig::None
         );
         if plain && keys.get() > 1 {
             return Err(A::Error::custom(format!("observer {config} takes no settings")));
@@ -193,6 +201,7 @@ mod tests {
                 ObserverConfig::Percentile { percentile: 99.9 },
             ),
             (r#"{"kind": "fixed", "lo": 0, "hi": 1}"#, ObserverConfig::Fixed { lo: 0.0, hi: 1.0 }),
+            (r#""measured""#, ObserverConfig::Measured),
             (r#""none""#, ObserverConfig::None),
         ] {
             let config: ObserverConfig = serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));

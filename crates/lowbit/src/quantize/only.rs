@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Kind, Node, Var};
 use crate::op::Quant;
 use crate::ops::recurrent::Recurrent;
+use crate::qparams::QParams;
 use crate::scheme::Format;
 
 impl Prepared {
@@ -56,6 +57,25 @@ impl Prepared {
                 _ => {}
             }
         }
+        self.keeping(&kept)
+    }
+
+    /// The same values with one of the points alone, which has the scale and zero point `params`.
+    ///
+    /// # Errors
+    /// What rebuilding the graph reports.
+    pub(crate) fn with_one(&self, point: usize, params: QParams) -> Result<Prepared> {
+        let is_it = |op: &PointOp| op.point == point;
+        let graph = &self.graph;
+        let places = graph.applied().filter(|(_, _, op, _)| op.is().is_some_and(is_it));
+        let mut one = self.keeping(&places.map(|(v, ..)| v).collect())?;
+        one.points.iter_mut().for_each(|point| point.given = Some(params.clone()));
+        Ok(one)
+    }
+
+    /// The graph without the points and marks that are not `kept`.
+    fn keeping(&self, kept: &HashSet<Var>) -> Result<Prepared> {
+        let graph = &self.graph;
         let mut points: Vec<Point> = vec![];
         let mut places: HashMap<usize, usize> = HashMap::new();
         let rebuilt = graph.rebuild(|b, v, node, inputs| {

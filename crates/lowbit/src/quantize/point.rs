@@ -148,7 +148,7 @@ impl Point {
     /// it did not look at them in the same way.
     pub(super) fn adopt(&mut self, other: &Point) -> Option<()> {
         match self.role {
-            Role::Activation => self.observer.merge(&other.observer).ok(),
+            Role::Activation => self.observer.adopt(&other.observer),
             Role::Weight => {
                 if self.means.is_some() {
                     self.means = Some(other.means.clone()?);

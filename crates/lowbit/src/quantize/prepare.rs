@@ -277,6 +277,11 @@ impl Prepared {
         &self.points
     }
 
+    /// Puts another observer in the place of a point's.
+    pub(crate) fn observe_by(&mut self, point: usize, observer: AnyObserver) {
+        self.points[point].observer = observer;
+    }
+
     /// Runs one batch and shows its values to the points. Returns the outputs.
     ///
     /// # Errors
