@@ -115,6 +115,10 @@ pub struct Args {
     /// weights around it: 0, not at all, to 1, completely; by default what the preset says.
     #[arg(long, value_name = "STRENGTH")]
     equalize: Option<f32>,
+    /// How much the outliers of what matrix products read are moved into their weights: 0, not at
+    /// all, to 1, completely; for transformers 0.5 (SmoothQuant).
+    #[arg(long, value_name = "STRENGTH", conflicts_with = "config")]
+    smooth: Option<f32>,
     /// How the codes of weights are chosen: nearest; gptq, which looks at the layers'
     /// inputs on the samples; or adaround, which learns them in minutes, the best for few
     /// bits; by default what the preset says.
@@ -254,6 +258,11 @@ impl Args {
                 if let Some(activation) = &mut q.activation {
                     activation.observer = self.calibrator.unwrap_or(activation.observer);
                     activation.equalize = self.equalize.unwrap_or(activation.equalize);
+                    activation.smooth = self.smooth.unwrap_or(activation.smooth);
+                }
+                if q.activation.is_none() && self.smooth.is_some() {
+                    let text = "--smooth is for quantized activations: --method static or dynamic";
+                    return Err(lowbit::Error::Invalid(text.into()));
                 }
                 if let Some(rounding) = self.rounding {
                     q.weight.rounding = rounding;

@@ -3,9 +3,11 @@
 
 mod adaround;
 mod awq;
+mod divisible;
 mod equalize;
 mod nbits;
 mod ranges;
+mod smooth;
 mod tensorrt;
 
 pub use adaround::{AdaroundOptions, Blocks, Reconstructed, adaround};
@@ -14,4 +16,5 @@ pub use equalize::{ChannelScales, equalize};
 pub use nbits::products_of_few_bits;
 pub use ranges::measured_ranges;
 pub(crate) use ranges::points_to_measure;
+pub use smooth::smooth;
 pub use tensorrt::tensorrt_dialect;

@@ -79,6 +79,11 @@ pub struct Spec {
     /// at all, to 1, completely.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub equalize: f32,
+    /// For activations: how much the differences between the elements that matrix products
+    /// read are moved into their weights ([`crate::passes::smooth`]), from 0, not at all,
+    /// to 1, completely.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub smooth: f32,
     /// For weights with one scale: whether the channels of the weights around a value are
     /// made alike in range ([`crate::passes::equalize`]).
     #[serde(default, rename = "cross-layer", skip_serializing_if = "std::ops::Not::not")]
@@ -124,6 +129,7 @@ impl Spec {
             observer: ObserverConfig::MinMax,
             correct_bias: false,
             equalize: 0.0,
+            smooth: 0.0,
             cross_layer: false,
             rounding: Rounding::Nearest,
             awq: false,
@@ -166,6 +172,11 @@ impl Spec {
     /// The same spec for activations whose channels are equalized this much.
     pub fn equalizing(self, strength: f32) -> Spec {
         Spec { equalize: strength, ..self }
+    }
+
+    /// The same spec for activations whose outliers are moved this much into weights.
+    pub fn smoothed(self, strength: f32) -> Spec {
+        Spec { smooth: strength, ..self }
     }
 
     /// The same spec for weights with one scale, whose channels share their ranges with
@@ -521,6 +532,9 @@ fn check_activation(spec: &Spec) -> Result<()> {
     if !(0.0..=1.0).contains(&spec.equalize) {
         return Err(invalid!("equalize = {}: choose 0, not at all, to 1, completely", spec.equalize));
     }
+    if !(0.0..=1.0).contains(&spec.smooth) {
+        return Err(invalid!("smooth = {}: choose 0, not at all, to 1, completely", spec.smooth));
+    }
     if spec.awq {
         return Err(invalid!("awq is for weights"));
     }
@@ -553,6 +567,9 @@ fn check_weight(spec: &Spec) -> Result<()> {
     }
     if spec.equalize != 0.0 {
         return Err(invalid!("equalize is for activations: weights follow them"));
+    }
+    if spec.smooth != 0.0 {
+        return Err(invalid!("smooth is for activations: weights follow them"));
     }
     if spec.dynamic {
         return Err(invalid!("dynamic is for activations: weights do not change"));
@@ -698,10 +715,13 @@ mod tests {
     fn remedies_survive_toml() {
         let mut q = preset("default").unwrap();
         q.weight = q.weight.per(Per::Tensor).cross_layer();
-        q.activation = q.activation.map(|a| a.observed_by(ObserverConfig::Measured));
+        q.activation = q.activation.map(|a| a.observed_by(ObserverConfig::Measured).smoothed(0.5));
         let mapping = QConfigMapping::global(q);
         let text = mapping.to_toml().unwrap();
-        assert!(text.contains("cross-layer = true") && text.contains("measured"), "{text}");
+        assert!(
+            text.contains("cross-layer = true") && text.contains("measured") && text.contains("smooth = 0.5"),
+            "{text}"
+        );
         assert_eq!(QConfigMapping::from_toml(&text).unwrap(), mapping);
     }
 

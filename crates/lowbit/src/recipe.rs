@@ -7,7 +7,7 @@ use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
-    AdaroundOptions, Reconstructed, adaround, awq, equalize, measured_ranges, points_to_measure,
+    AdaroundOptions, Reconstructed, adaround, awq, equalize, measured_ranges, points_to_measure, smooth,
 };
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
@@ -173,6 +173,7 @@ fn readied(
     let of = samples.map_or(0, |samples| samples.count(&graph));
     let step = |stage| move |done| watch(Step { stage, done, of });
     graph = equalize(&graph, mapping, batches(samples, &graph), &step("equalizing"))?;
+    graph = smooth(&graph, mapping, batches(samples, &graph), &step("smoothing"))?;
     if let Some(samples) = samples {
         graph = awq(&graph, mapping, samples.tensors(&graph), &step("rescaling"))?;
     }

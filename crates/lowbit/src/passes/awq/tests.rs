@@ -5,8 +5,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::graph::Builder;
 use crate::op::{Dim, Fact};
-use crate::qconfig::{Per, Spec, preset};
+use crate::ops::binary::Arithmetic;
+use crate::ops::linear::{Gemm, MatMul};
+use crate::ops::norm::LayerNormalization;
+use crate::ops::unary::Unary;
+use crate::qconfig::{Per, QConfig, Spec, preset};
 use crate::scheme::{Format, Mapping};
+use crate::tensor::DType;
 
 /// Numbers in -1..1 that look random.
 fn noise(seed: u32, n: usize) -> Vec<f32> {
@@ -24,7 +29,7 @@ fn matrix(b: &mut Builder, name: &str, seed: u32, shape: [usize; 2]) -> Var {
 
 /// A layer normalization read by two products, a gate and a plain one; their
 /// product read by a third; its sum with the input by a Gemm after Relu and bias.
-fn model(seed: u32, gate_is_output: bool) -> Graph {
+pub fn model(seed: u32, gate_is_output: bool) -> Graph {
     let mut b = Builder::default();
     let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), 8.into()]));
     let spread: Vec<f32> = (0..8).map(|i| 0.1 * 1.9f32.powi(i)).collect();
@@ -57,7 +62,7 @@ fn mapping() -> QConfigMapping {
     QConfigMapping::global(QConfig { activation: None, weight })
 }
 
-fn batch(seed: u32) -> Vec<Tensor> {
+pub fn batch(seed: u32) -> Vec<Tensor> {
     vec![Tensor::new(&[30, 8], noise(seed, 240)).unwrap()]
 }
 
