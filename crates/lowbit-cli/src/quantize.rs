@@ -14,7 +14,7 @@ use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
 use lowbit::onnx;
 use lowbit::passes::products_of_few_bits;
-use lowbit::qconfig::{Per, QConfig, QConfigMapping, Rounding, Target, preset};
+use lowbit::qconfig::{BiasCorrection, Per, QConfig, QConfigMapping, Rounding, Target, preset};
 use lowbit::quantize::{Finding, Role};
 use lowbit::recipe::{self, Samples};
 use lowbit::scheme::Format;
@@ -119,6 +119,10 @@ pub struct Args {
     /// all, to 1, completely; for transformers 0.5 (SmoothQuant).
     #[arg(long, value_name = "STRENGTH", conflicts_with = "config")]
     smooth: Option<f32>,
+    /// How biases make up for the mean error of weights: off, observed, by the means of the samples,
+    /// or analytic, by the batch normalization before a layer; by default what the preset says.
+    #[arg(long, value_name = "HOW", value_parser = named::<BiasCorrection>, conflicts_with = "config")]
+    correct_bias: Option<BiasCorrection>,
     /// How the codes of weights are chosen: nearest; gptq, which looks at the layers'
     /// inputs on the samples; or adaround, which learns them in minutes, the best for few
     /// bits; by default what the preset says.
@@ -264,6 +268,7 @@ impl Args {
                     let text = "--smooth is for quantized activations: --method static or dynamic";
                     return Err(lowbit::Error::Invalid(text.into()));
                 }
+                q.weight.correct_bias = self.correct_bias.unwrap_or(q.weight.correct_bias);
                 if let Some(rounding) = self.rounding {
                     q.weight.rounding = rounding;
                 }

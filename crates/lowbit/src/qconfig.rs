@@ -1,5 +1,6 @@
 //! Which node is quantized how: ordered rules, of which the last that matches wins.
 
+mod correction;
 mod presets;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use globset::{Glob, GlobMatcher};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use correction::BiasCorrection;
 pub use presets::{PRESETS, preset};
 
 use crate::error::{Error, Result, invalid};
@@ -70,10 +72,10 @@ pub struct Spec {
     /// Who chooses the range.
     #[serde(default = "min_max")]
     pub observer: ObserverConfig,
-    /// For weights: whether the bias makes up for what quantizing the weight
-    /// takes from the mean output, on the calibration data.
-    #[serde(default, rename = "correct-bias", skip_serializing_if = "std::ops::Not::not")]
-    pub correct_bias: bool,
+    /// For weights: whether the bias makes up for what quantizing the weight takes from
+    /// the mean output.
+    #[serde(default, rename = "correct-bias", skip_serializing_if = "BiasCorrection::is_off")]
+    pub correct_bias: BiasCorrection,
     /// For activations: how much the channels of the values read are made alike
     /// in range before quantization ([`crate::passes::equalize`]), from 0, not
     /// at all, to 1, completely.
@@ -127,7 +129,7 @@ impl Spec {
             per: Per::Tensor,
             codes: None,
             observer: ObserverConfig::MinMax,
-            correct_bias: false,
+            correct_bias: BiasCorrection::Off,
             equalize: 0.0,
             smooth: 0.0,
             cross_layer: false,
@@ -166,7 +168,7 @@ impl Spec {
 
     /// The same spec for weights whose bias makes up for their mean error.
     pub fn correcting_bias(self) -> Spec {
-        Spec { correct_bias: true, ..self }
+        Spec { correct_bias: BiasCorrection::Observed, ..self }
     }
 
     /// The same spec for activations whose channels are equalized this much.

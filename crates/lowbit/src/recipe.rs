@@ -7,7 +7,8 @@ use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
-    AdaroundOptions, Reconstructed, adaround, awq, equalize, measured_ranges, points_to_measure, smooth,
+    AdaroundOptions, Reconstructed, adaround, awq, equalize, expected_means, measured_ranges,
+    points_to_measure, smooth,
 };
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
@@ -79,16 +80,17 @@ impl Calibrated {
         samples: Samples<'_>,
         watch: &Watch<'_>,
     ) -> Result<Calibrated> {
-        let float = readied(float, mapping, Some(samples), watch)?;
+        let original = float;
+        let float = readied(original, mapping, Some(samples), watch)?;
         if float == self.float {
             let mut prepared = prepare(&float, mapping)?;
             if prepared.adopt(&self.prepared) {
-                let prepared = measured(prepared, samples, watch)?;
+                let prepared = measured(expected_means(original, &prepared)?, samples, watch)?;
                 let prepared = learned(&float, prepared, samples, watch)?;
                 return Ok(Calibrated { float, prepared });
             }
         }
-        let prepared = prepared(&float, mapping, Some(samples), watch)?;
+        let prepared = prepared(original, &float, mapping, Some(samples), watch)?;
         Ok(Calibrated { float, prepared })
     }
 
@@ -125,8 +127,9 @@ pub fn calibrate(
     samples: Option<Samples<'_>>,
     watch: &Watch<'_>,
 ) -> Result<Calibrated> {
-    let float = readied(float, mapping, samples, watch)?;
-    let prepared = prepared(&float, mapping, samples, watch)?;
+    let original = float;
+    let float = readied(original, mapping, samples, watch)?;
+    let prepared = prepared(original, &float, mapping, samples, watch)?;
     Ok(Calibrated { float, prepared })
 }
 
@@ -141,10 +144,11 @@ pub fn quantize(
     samples: Option<Samples<'_>>,
     watch: &Watch<'_>,
 ) -> Result<Quantized> {
-    let float = readied(float, mapping, samples, watch)?;
+    let original = float;
+    let float = readied(original, mapping, samples, watch)?;
     let (last, tried) = (RefCell::new(None), Cell::new(0));
     let convert = |mapping: &QConfigMapping| {
-        let prepared = prepared(&float, mapping, samples, watch)?;
+        let prepared = prepared(original, &float, mapping, samples, watch)?;
         let calibrated = Calibrated { float: float.clone(), prepared };
         let converted = calibrated.convert(mapping)?;
         last.replace(Some(calibrated));
@@ -188,14 +192,15 @@ fn batches<'a>(
     samples.into_iter().flat_map(|samples| samples.tensors(graph))
 }
 
-/// The points of a graph, calibrated.
+/// The points of `graph`, which is `float` readied, calibrated.
 fn prepared(
+    float: &Graph,
     graph: &Graph,
     mapping: &QConfigMapping,
     samples: Option<Samples<'_>>,
     watch: &Watch<'_>,
 ) -> Result<Prepared> {
-    let mut prepared = prepare(graph, mapping)?;
+    let mut prepared = expected_means(float, &prepare(graph, mapping)?)?;
     if let Some(samples) = samples {
         let of = samples.count(graph);
         prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;

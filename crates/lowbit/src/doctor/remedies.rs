@@ -1,7 +1,7 @@
 //! What may make a quantized model better without making it slower.
 
 use crate::observer::ObserverConfig;
-use crate::qconfig::{Per, QConfig, QConfigMapping, Rounding};
+use crate::qconfig::{BiasCorrection, Per, QConfig, QConfigMapping, Rounding};
 
 /// A change of how everything is quantized.
 pub(super) struct Remedy {
@@ -33,7 +33,7 @@ pub(super) const REMEDIES: &[Remedy] = &[
     Remedy {
         title: "biases that make up for the mean error of weights",
         why: "rounding moves the mean of what a channel makes, and later layers add that up",
-        change: |q| q.weight.correct_bias = true,
+        change: |q| q.weight.correct_bias = BiasCorrection::Observed,
     },
     Remedy {
         title: "weights rounded together (GPTQ)",

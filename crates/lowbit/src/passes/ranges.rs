@@ -63,7 +63,7 @@ pub fn measured_ranges(
     spread(threads(), asking.into_iter(), choose, || ())?;
     let mut measured = prepared.clone();
     for (point, observer) in std::mem::take(&mut *lock(&chosen)) {
-        measured.observe_by(point, observer);
+        measured.point_mut(point).observer = observer;
     }
     Ok(measured)
 }

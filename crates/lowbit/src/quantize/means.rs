@@ -10,12 +10,28 @@ pub struct InputMeans {
     axis: Option<usize>,
     sums: Vec<f64>,
     count: u64,
+    expected: bool,
 }
 
 impl InputMeans {
     /// Channels along `axis`, or along the last one.
     pub fn new(axis: Option<usize>) -> InputMeans {
-        InputMeans { axis, sums: vec![], count: 0 }
+        InputMeans { axis, sums: vec![], count: 0, expected: false }
+    }
+
+    /// Means that do not come from data: batches are not looked at.
+    pub fn expected(axis: Option<usize>) -> InputMeans {
+        InputMeans { expected: true, ..InputMeans::new(axis) }
+    }
+
+    /// Whether they do not come from data.
+    pub fn is_expected(&self) -> bool {
+        self.expected
+    }
+
+    /// Sets the mean of each channel.
+    pub fn expect(&mut self, means: Vec<f64>) {
+        (self.sums, self.count) = (means, 1);
     }
 
     /// Takes a batch into account.
@@ -25,7 +41,7 @@ impl InputMeans {
     pub fn observe(&mut self, x: &Tensor) -> Result<()> {
         let axis = self.axis.unwrap_or(x.rank().saturating_sub(1));
         let channels = *x.shape().get(axis).ok_or_else(|| invalid!("has no axis {axis}"))?;
-        if x.is_empty() {
+        if x.is_empty() || self.expected {
             return Ok(());
         }
         self.sums.resize(channels.max(self.sums.len()), 0.0);

@@ -7,7 +7,7 @@ use crate::codebook::Codebook;
 use crate::error::{Result, invalid};
 use crate::observer::{AnyObserver, ObserverConfig};
 use crate::op::{Attribute, Op};
-use crate::qconfig::{Rounding, Spec};
+use crate::qconfig::{BiasCorrection, Rounding, Spec};
 use crate::qparams::QParams;
 use crate::scheme::{Format, Granularity, Scheme};
 use crate::tensor::Tensor;
@@ -110,7 +110,11 @@ impl Point {
         let mut observer = AnyObserver::new(config, scheme).map_err(|e| e.at(name))?;
         observer.observe(t).map_err(|e| e.at(name))?;
         let channels = op.name().contains("Conv").then_some(1);
-        let means = spec.correct_bias.then(|| InputMeans::new(channels));
+        let means = match spec.correct_bias {
+            BiasCorrection::Off => None,
+            BiasCorrection::Observed => Some(InputMeans::new(channels)),
+            BiasCorrection::Analytic => Some(InputMeans::expected(channels)),
+        };
         let layer = Layer::new(op, t.shape());
         let importance =
             layer.as_ref().filter(|_| search).and_then(|layer| gains().map(|g| layer.spread(&g)));
@@ -150,8 +154,8 @@ impl Point {
         match self.role {
             Role::Activation => self.observer.adopt(&other.observer),
             Role::Weight => {
-                if self.means.is_some() {
-                    self.means = Some(other.means.clone()?);
+                if self.means.as_ref().is_some_and(|m| !m.is_expected()) {
+                    self.means = Some(other.means.clone().filter(|m| !m.is_expected())?);
                 }
                 if self.moments.is_some() {
                     self.moments = Some(other.moments.clone()?);

@@ -247,7 +247,10 @@ impl Prepared {
     /// they are other values of the point moved around, and for weights the
     /// data that they are multiplied with.
     pub(crate) fn watching(graph: Graph, mut points: Vec<Point>) -> Prepared {
-        let reads: Vec<bool> = points.iter().map(|p| p.means.is_some() || p.moments.is_some()).collect();
+        let reads: Vec<bool> = points
+            .iter()
+            .map(|p| p.means.as_ref().is_some_and(|m| !m.is_expected()) || p.moments.is_some())
+            .collect();
         points.iter_mut().for_each(|p| p.sites = 0);
         let mut watches: HashMap<Var, Vec<Watch>> = HashMap::new();
         let mut watch = |v: Var, point: usize| {
@@ -277,9 +280,9 @@ impl Prepared {
         &self.points
     }
 
-    /// Puts another observer in the place of a point's.
-    pub(crate) fn observe_by(&mut self, point: usize, observer: AnyObserver) {
-        self.points[point].observer = observer;
+    /// A point, to be changed in what does not decide which values it is shown.
+    pub(crate) fn point_mut(&mut self, point: usize) -> &mut Point {
+        &mut self.points[point]
     }
 
     /// Runs one batch and shows its values to the points. Returns the outputs.
