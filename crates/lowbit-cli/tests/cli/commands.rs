@@ -136,6 +136,7 @@ fn quantize_obeys_its_options() {
         (&["--per-tensor"], "int8 symmetric", ""),
         (&["--calibrator", "percentile=99.9"], "", ""),
         (&["--calibrator", "entropy", "--batch", "32"], "", ""),
+        (&["--calibrator", "measured", "--smooth", "0.5", "--correct-bias", "off"], "", ""),
         (&["--preset", "x86", "--samples", "16"], "", ""),
     ];
     for (options, weights, float) in all {
