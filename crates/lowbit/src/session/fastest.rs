@@ -54,12 +54,16 @@ impl Session {
                 ms(unit.int)
             )
         };
-        let moved = units.iter().filter(|u| names.contains(&*u.name) && (1..NEVER).contains(&u.int));
-        let reasons: HashMap<String, String> = moved.map(|u| (u.name.clone(), reason(u))).collect();
+        let moved = |chosen: &dyn Fn(&Unit) -> bool| -> HashMap<String, String> {
+            let moved = units.iter().filter(|u| chosen(u) && (1..NEVER).contains(&u.int));
+            moved.map(|u| (u.name.clone(), reason(u))).collect()
+        };
+        let reasons = moved(&|unit| names.contains(&*unit.name));
         if reasons.is_empty() {
             return Ok(int8);
         }
         let mixed = Session::compiled(&in_float(graph, &some.collect())?, reasons)?;
+        let float = Session::compiled(&in_float(graph, &all)?, moved(&|_| true))?;
         // The times of single nodes are not all of a run's.
         let mut timed = vec![];
         for session in [int8, mixed, float] {
