@@ -119,6 +119,10 @@ pub struct Args {
     /// all, to 1, completely; for transformers 0.5 (SmoothQuant).
     #[arg(long, value_name = "STRENGTH", conflicts_with = "config")]
     smooth: Option<f32>,
+    /// Give channels of what layers make the mean and the deviation back that they have in float:
+    /// for few bits.
+    #[arg(long, conflicts_with = "config")]
+    renormalize: bool,
     /// How biases make up for the mean error of weights: off, observed, by the means of the samples,
     /// or analytic, by the batch normalization before a layer; by default what the preset says.
     #[arg(long, value_name = "HOW", value_parser = named::<BiasCorrection>, conflicts_with = "config")]
@@ -268,6 +272,7 @@ impl Args {
                     let text = "--smooth is for quantized activations: --method static or dynamic";
                     return Err(lowbit::Error::Invalid(text.into()));
                 }
+                q.weight.renormalize |= self.renormalize;
                 q.weight.correct_bias = self.correct_bias.unwrap_or(q.weight.correct_bias);
                 if let Some(rounding) = self.rounding {
                     q.weight.rounding = rounding;

@@ -8,6 +8,7 @@ mod equalize;
 mod expected;
 mod nbits;
 mod ranges;
+mod renormalize;
 mod smooth;
 mod tensorrt;
 
@@ -18,5 +19,7 @@ pub use expected::expected_means;
 pub use nbits::products_of_few_bits;
 pub use ranges::measured_ranges;
 pub(crate) use ranges::points_to_measure;
+pub use renormalize::renormalize;
+pub(crate) use renormalize::{PASSES, layers_to_renormalize};
 pub use smooth::smooth;
 pub use tensorrt::tensorrt_dialect;

@@ -93,6 +93,10 @@ pub struct Spec {
     /// For weights: how their codes are chosen.
     #[serde(default, skip_serializing_if = "Rounding::is_nearest")]
     pub rounding: Rounding,
+    /// For weights: whether channels of what the layer makes get the mean and the deviation
+    /// back that they have in float ([`crate::passes::renormalize`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub renormalize: bool,
     /// For weights beside float activations: whether rows that meet great inputs
     /// get finer steps, by moving factors into what makes the inputs ([`crate::passes::awq`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -134,6 +138,7 @@ impl Spec {
             smooth: 0.0,
             cross_layer: false,
             rounding: Rounding::Nearest,
+            renormalize: false,
             awq: false,
             dynamic: false,
             products: false,
@@ -542,6 +547,9 @@ fn check_activation(spec: &Spec) -> Result<()> {
     }
     if spec.cross_layer {
         return Err(invalid!("cross-layer is for weights"));
+    }
+    if spec.renormalize {
+        return Err(invalid!("renormalize is for weights"));
     }
     if spec.inputs_only && spec.dynamic {
         return Err(invalid!(

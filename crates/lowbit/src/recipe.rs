@@ -7,8 +7,8 @@ use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
-    AdaroundOptions, Reconstructed, adaround, awq, equalize, expected_means, measured_ranges,
-    points_to_measure, smooth,
+    AdaroundOptions, PASSES, Reconstructed, adaround, awq, equalize, expected_means, layers_to_renormalize,
+    measured_ranges, points_to_measure, renormalize, smooth,
 };
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
@@ -87,6 +87,7 @@ impl Calibrated {
             if prepared.adopt(&self.prepared) {
                 let prepared = measured(expected_means(original, &prepared)?, samples, watch)?;
                 let prepared = learned(&float, prepared, samples, watch)?;
+                let prepared = renormalized(&float, prepared, samples, watch)?;
                 return Ok(Calibrated { float, prepared });
             }
         }
@@ -206,6 +207,7 @@ fn prepared(
         prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;
         prepared = measured(prepared, samples, watch)?;
         prepared = learned(graph, prepared, samples, watch)?;
+        prepared = renormalized(graph, prepared, samples, watch)?;
     } else if let Some(point) = prepared.points().iter().find(|point| point.learns) {
         return Err(
             invalid!("a rounding is learned on samples: give some, or another rounding").at(&point.name)
@@ -224,6 +226,22 @@ fn learned(graph: &Graph, prepared: Prepared, samples: Samples<'_>, watch: &Watc
         watch(Step { stage: "learning to round", done: block.number, of: block.blocks })
     };
     adaround(&prepared, batches.tensors(graph), &AdaroundOptions::default(), &mut { step })
+}
+
+/// The same with the means and deviations that are to be given back.
+fn renormalized(
+    graph: &Graph,
+    prepared: Prepared,
+    samples: Samples<'_>,
+    watch: &Watch<'_>,
+) -> Result<Prepared> {
+    if layers_to_renormalize(&prepared) == 0 {
+        return Ok(prepared);
+    }
+    let of = PASSES * samples.count(graph);
+    renormalize(&prepared, || samples.tensors(graph), &|done| {
+        watch(Step { stage: "renormalizing", done, of })
+    })
 }
 
 /// The same with the ranges that are to be measured.

@@ -44,6 +44,9 @@ pub struct Point {
     pub chosen: Option<Tensor>,
     /// Whether the codes of a weight are to be learned ([`Rounding::Adaround`]).
     pub learns: bool,
+    /// Whether channels of what is made with a weight are to get their means and deviations
+    /// back ([`crate::passes::renormalize`]).
+    pub renormalizes: bool,
     /// Scale and zero point in the place of those of the observer: training found
     /// them, or they were set.
     pub given: Option<QParams>,
@@ -83,6 +86,7 @@ impl Point {
             moments: None,
             chosen: None,
             learns: false,
+            renormalizes: false,
             given: None,
             held: false,
             source: None,
@@ -133,6 +137,7 @@ impl Point {
             moments,
             chosen: None,
             learns: spec.rounding == Rounding::Adaround,
+            renormalizes: spec.renormalize,
             given: None,
             held: false,
             source,

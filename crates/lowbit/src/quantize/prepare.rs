@@ -394,6 +394,19 @@ impl Prepared {
         Ok(Prepared::watching(graph, points))
     }
 
+    /// The graph with other constants under the same names, and these points, one for each of
+    /// its own.
+    ///
+    /// # Errors
+    /// If a constant does not fit.
+    pub(crate) fn with_constants<'a>(
+        &self,
+        points: Vec<Point>,
+        constant: impl Fn(&str) -> Option<&'a Tensor>,
+    ) -> Result<Prepared> {
+        Ok(Prepared::watching(self.graph.with_constants(constant)?, points))
+    }
+
     /// The same graph with these points in the place of its own, one for each.
     pub(crate) fn with(&self, points: Vec<Point>) -> Prepared {
         Prepared::watching(self.graph.clone(), points)
