@@ -7,8 +7,8 @@ use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
-    AdaroundOptions, PASSES, Reconstructed, adaround, awq, equalize, expected_means, layers_to_renormalize,
-    measured_ranges, points_to_measure, renormalize, smooth,
+    AdaroundOptions, Reconstructed, adaround, awq, equalize, expected_means, measured_ranges,
+    passes_of_renormalization, points_to_measure, renormalize, smooth,
 };
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
@@ -235,10 +235,7 @@ fn renormalized(
     samples: Samples<'_>,
     watch: &Watch<'_>,
 ) -> Result<Prepared> {
-    if layers_to_renormalize(&prepared) == 0 {
-        return Ok(prepared);
-    }
-    let of = PASSES * samples.count(graph);
+    let of = passes_of_renormalization(&prepared) * samples.count(graph);
     renormalize(&prepared, || samples.tensors(graph), &|done| {
         watch(Step { stage: "renormalizing", done, of })
     })

@@ -10,9 +10,6 @@ use crate::quantize::{PointOp, Prepared, Progress};
 use crate::scheme::{Format, Granularity};
 use crate::tensor::Tensor;
 
-/// Times that all layers are looked at: those behind a layer that was changed see other values.
-const SWEEPS: usize = 2;
-
 /// How much a deviation is changed at most, either way: more is not the rounding's doing.
 const MOST: f64 = 2.0;
 
@@ -23,9 +20,11 @@ const MOST: f64 = 2.0;
 /// The layers are convolutions and Gemms whose weights ask for it
 /// ([`crate::qconfig::Spec::renormalize`]) and have a scale for each output channel, integer
 /// codes, and a constant bias of their own. Codes stay: a channel's scale and its bias change.
-/// The bias makes up for all errors before it, so that bias correction has nothing left to do.
+/// Layers are taken in evaluation order, each behind those that have been changed. The bias
+/// makes up for all errors before it, so that bias correction has nothing left to do.
 ///
-/// `prepared` is calibrated. `batches` is called several times, and one batch is held at once.
+/// `prepared` is calibrated. `batches` is called once, and once for each layer; one batch is
+/// held at a time.
 /// `progress` is called after each batch. If no weight asks for it, nothing is read.
 ///
 /// # Errors
@@ -40,40 +39,39 @@ pub fn renormalize<B: Iterator<Item = Result<Vec<Tensor>>>>(
     if layers.is_empty() {
         return Ok(prepared.clone());
     }
-    let mut renormalized = prepared.clone();
-    let (mut float, mut done) = (None, 0);
-    for _ in 0..SWEEPS {
-        let converted = renormalized.convert()?.graph;
-        let outputs: Vec<Option<Var>> =
-            layers.iter().map(|layer| converted.find(&prepared.graph().value(layer.output).name)).collect();
-        let mut quantized = vec![Channels::default(); layers.len()];
-        let mut seen = vec![Channels::default(); layers.len()];
+    let mut done = 0;
+    let mut seen = |graph: &Graph, outputs: &[Option<Var>]| -> Result<Vec<Channels>> {
+        let mut channels = vec![Channels::default(); outputs.len()];
         for batch in batches() {
-            let batch = batch?;
-            watch(&converted, &batch, &outputs, &mut quantized)?;
-            if float.is_none() {
-                let outputs: Vec<Option<Var>> = layers.iter().map(|layer| Some(layer.output)).collect();
-                watch(prepared.graph(), &batch, &outputs, &mut seen)?;
-            }
+            watch(graph, &batch?, outputs, &mut channels)?;
             done += 1;
             progress(done)?;
         }
-        let float: &Vec<Channels> = float.get_or_insert(seen);
-        if float.iter().all(|channels| channels.count == 0) {
-            return Err(invalid!("there is no data to normalize by: give at least one sample"));
-        }
-        renormalized = changed(&renormalized, &converted, &layers, float, &quantized)?;
+        Ok(channels)
+    };
+    let outputs: Vec<Option<Var>> = layers.iter().map(|layer| Some(layer.output)).collect();
+    let float = seen(prepared.graph(), &outputs)?;
+    if float.iter().all(|channels| channels.count == 0) {
+        return Err(invalid!("there is no data to normalize by: give at least one sample"));
+    }
+    let mut renormalized = prepared.clone();
+    for (layer, float) in layers.iter().zip(&float) {
+        let converted = renormalized.convert()?.graph;
+        let output = converted.find(&prepared.graph().value(layer.output).name);
+        let quantized = seen(&converted, &[output])?;
+        renormalized =
+            changed(&renormalized, &converted, layer, float, &quantized[0]).map_err(|e| e.at(&layer.node))?;
     }
     Ok(renormalized)
 }
 
-/// How many layers are renormalized.
-pub fn layers_to_renormalize(prepared: &Prepared) -> usize {
-    layers(prepared).len()
+/// How often the data is read.
+pub fn passes_of_renormalization(prepared: &Prepared) -> usize {
+    match layers(prepared).len() {
+        0 => 0,
+        layers => layers + 1,
+    }
 }
-
-/// How often data is read.
-pub const PASSES: usize = SWEEPS;
 
 /// A layer whose channels can be rescaled.
 struct Layer {
@@ -158,43 +156,39 @@ fn watch(graph: &Graph, batch: &[Tensor], outputs: &[Option<Var>], channels: &mu
     Ok(())
 }
 
-/// The points with other scales, and the graph with other biases.
+/// The same with another scale for each channel of a layer's weight, and another bias.
 fn changed(
     prepared: &Prepared,
     converted: &Graph,
-    layers: &[Layer],
-    float: &[Channels],
-    quantized: &[Channels],
+    layer: &Layer,
+    float: &Channels,
+    quantized: &Channels,
 ) -> Result<Prepared> {
     let mut points = prepared.points().to_vec();
-    let mut biases: Vec<(String, Tensor)> = vec![];
-    for ((layer, float), quantized) in layers.iter().zip(float).zip(quantized) {
-        let at = |e: crate::error::Error| e.at(&layer.node);
-        let Some(bias) = stored_bias(converted, &layer.node).map_err(at)? else { continue };
-        let point = &mut points[layer.point];
-        let params = point.params().map_err(at)?;
-        let channels = params.scale.len();
-        if [float.sums.len(), quantized.sums.len(), bias.len()] != [channels; 3] {
-            continue;
-        }
-        let (mut ratios, mut shifted) = (vec![], vec![]);
-        for (c, bias) in bias.iter().enumerate() {
-            let ((mean, deviation), (found, spread)) = (float.moments(c), quantized.moments(c));
-            let ratio = deviation / spread;
-            let ratio = if ratio.is_finite() && ratio > 0.0 { ratio.clamp(1.0 / MOST, MOST) } else { 1.0 };
-            ratios.push(ratio as f32);
-            shifted.push((ratio * (f64::from(*bias) - found) + mean) as f32);
-        }
-        let stored = point.stored().map_err(at)?;
-        let inner: usize = stored.shape()[layer.axis + 1..].iter().product();
-        let values = stored.to_f32()?.into_iter().enumerate().map(|(i, w)| w * ratios[i / inner % channels]);
-        point.chosen = Some(Tensor::new(stored.shape(), values.collect())?);
-        let scale = params.scale.iter().zip(&ratios).map(|(s, r)| s * r).collect();
-        point.given = Some(QParams::new(params.scheme, scale, params.zero_point)?);
-        point.means = None;
-        biases.push((prepared.graph().value(layer.bias).name.clone(), Tensor::vector(shifted)));
+    let point = &mut points[layer.point];
+    let params = point.params()?;
+    let channels = params.scale.len();
+    let Some(bias) = stored_bias(converted, &layer.node)? else { return Ok(prepared.clone()) };
+    if [float.sums.len(), quantized.sums.len(), bias.len()] != [channels; 3] {
+        return Ok(prepared.clone());
     }
-    prepared.with_constants(points, |name| biases.iter().find(|(bias, _)| bias == name).map(|(_, t)| t))
+    let (mut ratios, mut shifted) = (vec![], vec![]);
+    for (c, bias) in bias.iter().enumerate() {
+        let ((mean, deviation), (found, spread)) = (float.moments(c), quantized.moments(c));
+        let ratio = deviation / spread;
+        let ratio = if ratio.is_finite() && ratio > 0.0 { ratio.clamp(1.0 / MOST, MOST) } else { 1.0 };
+        ratios.push(ratio as f32);
+        shifted.push((ratio * (f64::from(*bias) - found) + mean) as f32);
+    }
+    let stored = point.stored()?;
+    let inner: usize = stored.shape()[layer.axis + 1..].iter().product();
+    let values = stored.to_f32()?.into_iter().enumerate().map(|(i, w)| w * ratios[i / inner % channels]);
+    point.chosen = Some(Tensor::new(stored.shape(), values.collect())?);
+    let scale = params.scale.iter().zip(&ratios).map(|(s, r)| s * r).collect();
+    point.given = Some(QParams::new(params.scheme, scale, params.zero_point)?);
+    point.means = None;
+    let (name, shifted) = (prepared.graph().value(layer.bias).name.clone(), Tensor::vector(shifted));
+    prepared.with_constants(points, |constant| (constant == name).then_some(&shifted))
 }
 
 /// The bias of a node as conversion has stored it.

@@ -55,7 +55,7 @@ fn moments(graph: &Graph) -> Vec<(f64, f64)> {
 #[test]
 fn channels_get_their_means_and_deviations_back() {
     let wanted = moments(&model());
-    for bits in [2, 3, 4] {
+    for bits in [2, 3, 4, 5, 8] {
         let before = prepared(bits, true);
         let after = renormalize(&before, batches, &|_| Ok(())).unwrap();
         let off = |p: &Prepared| {
@@ -64,7 +64,7 @@ fn channels_get_their_means_and_deviations_back() {
             differences.fold(0.0, f64::max)
         };
         let [was, is] = [&before, &after].map(off);
-        // What is left are the roundings of biases, and of what the last sweep has changed before.
+        // What is left is the rounding of the biases and of the last values.
         assert!(is < 0.25 * was, "{bits} bits: {was} to {is}");
     }
 }
