@@ -3,20 +3,18 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use lowbit::analysis::{Diagnosis, Stretching, Subject, diagnose};
 use lowbit::data::{Dataset, batch_size};
 use lowbit::graph::Graph;
-use lowbit::onnx;
-use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{Converted, Finding, Severity, fuse};
 use lowbit::recipe::{self, Quantized, Samples};
 use lowbit::session::{Report, Session};
 
 use crate::data::{DataArgs, positive};
+use crate::model::load_float;
 use crate::output::Output;
 use crate::progress::{Progress, Stages};
-use crate::quantize::read_config;
+use crate::quantize::rules;
 use crate::table::Table;
 
 /// Findings of one code that are printed.
@@ -59,14 +57,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Output> {
-    let mapping = match &args.config {
-        Some(path) => read_config(path)?,
-        None => QConfigMapping::global(preset(&args.preset)?),
-    };
-    let float = onnx::load(&args.model)?;
-    if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
-        bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
-    }
+    let mapping = rules(args.config.as_deref(), &args.preset)?;
+    let float = load_float(&args.model)?;
     let data = args.data.open(&args.model, &float)?;
     let samples = &args.data.samples;
     let other = args.eval.as_ref().map(|path| samples.open(path, &args.model, &float)).transpose()?;

@@ -10,16 +10,17 @@ use lowbit::data::{Dataset, write_atomically};
 use lowbit::doctor::{Case, Event, Goal, Options, Outcome, examine};
 use lowbit::graph::Graph;
 use lowbit::onnx;
-use lowbit::qconfig::{QConfigMapping, preset};
+use lowbit::qconfig::QConfigMapping;
 use lowbit::recipe::Samples;
 use lowbit::report::{Noted, Step};
 use serde::Serialize;
 
 use crate::data::{SampleArgs, positive};
 use crate::lint::Runtime;
+use crate::model::load_float;
 use crate::output::{Output, warn};
 use crate::progress::Stages;
-use crate::quantize::{output_of, read_config, save};
+use crate::quantize::{output_of, rules, save};
 use crate::report::{ENDING, Page};
 use crate::table::{Table, bytes, percent};
 
@@ -114,11 +115,8 @@ impl BarArgs {
 
 impl Args {
     fn mapping(&self) -> lowbit::Result<QConfigMapping> {
-        if let Some(path) = &self.config {
-            return read_config(path);
-        }
         let standard = self.target.map_or("default", |runtime| runtime.target().preset());
-        Ok(QConfigMapping::global(preset(self.preset.as_deref().unwrap_or(standard))?))
+        rules(self.config.as_deref(), self.preset.as_deref().unwrap_or(standard))
     }
 }
 
@@ -135,10 +133,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let output = output_of(args.output.as_ref(), &args.model, "int8.onnx")?;
     let folder = args.folder.clone().unwrap_or_else(|| output.with_extension("doctor"));
     let mapping = args.mapping()?;
-    let float = onnx::load(&args.model)?;
-    if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
-        bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
-    }
+    let float = load_float(&args.model)?;
     let Some(time) = Duration::try_from_secs_f64(60.0 * args.minutes).ok() else {
         bail!("--minutes {}: is no time", args.minutes);
     };

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowbit::analysis::Runner;
+use lowbit::analysis::{Quantized, Runner};
 use lowbit::graph::{Graph, Value};
+use lowbit::onnx;
 use lowbit::session::{Report, Session};
 use lowbit::tensor::Tensor;
 
@@ -50,4 +51,14 @@ pub fn file_bytes(path: &Path) -> lowbit::Result<u64> {
     data.push(".data");
     let size = |path: &Path| fs::metadata(path).map(|m| m.len()).map_err(|e| lowbit::Error::io(path, e));
     Ok(size(path)? + size(&PathBuf::from(data)).unwrap_or(0))
+}
+
+/// The float model at `path`.
+pub fn load_float(path: &Path) -> lowbit::Result<Graph> {
+    let graph = onnx::load(path)?;
+    if Quantized::all(&graph)?.is_empty() {
+        return Ok(graph);
+    }
+    let text = "is already quantized; give the float model that it was made from";
+    Err(lowbit::Error::Invalid(text.into()).at(path.display().to_string()))
 }

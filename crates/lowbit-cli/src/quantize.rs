@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::data::{SampleArgs, named, positive};
 use crate::lint::Runtime;
-use crate::model::file_bytes;
+use crate::model::{file_bytes, load_float};
 use crate::output::{Output, warn};
 use crate::progress::Stages;
 use crate::table::{Table, bytes, count, percent};
@@ -195,6 +195,14 @@ pub fn read_config(path: &Path) -> lowbit::Result<QConfigMapping> {
     QConfigMapping::from_toml(&text).map_err(|e| e.at(path.display().to_string()))
 }
 
+/// The rules of a file, if there is one, or a preset for every node.
+pub fn rules(config: Option<&Path>, name: &str) -> lowbit::Result<QConfigMapping> {
+    match config {
+        Some(path) => read_config(path),
+        None => Ok(QConfigMapping::global(preset(name)?)),
+    }
+}
+
 /// Where a model made of `model` is written: `given`, or beside it with this ending.
 pub fn output_of(given: Option<&PathBuf>, model: &Path, ending: &str) -> anyhow::Result<PathBuf> {
     let output = given.cloned().unwrap_or_else(|| model.with_extension(ending));
@@ -326,10 +334,7 @@ pub fn run(args: &Args) -> anyhow::Result<Output> {
     let ending = format!("{}.onnx", args.weights.unwrap_or(Format::INT8));
     let output = output_of(args.output.as_ref(), &args.model, &ending)?;
     let mapping = args.mapping()?;
-    let float = onnx::load(&args.model)?;
-    if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
-        bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
-    }
+    let float = load_float(&args.model)?;
     let data = args.data.as_ref().map(|path| args.samples.open(path, &args.model, &float)).transpose()?;
     let samples = data.as_ref().map(Dataset::len);
     match (&args.data, samples) {

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use anyhow::bail;
 use lowbit::analysis::{Metric, Scores, Sensitivity, SensitivityOptions, sensitivity};
 use lowbit::data::batch_size;
-use lowbit::onnx;
-use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::recipe::{self, Calibrated, Samples};
 use serde::Serialize;
 
 use crate::data::{DataArgs, named, positive};
+use crate::model::load_float;
 use crate::output::Output;
 use crate::progress::{Progress, Stages};
-use crate::quantize::read_config;
+use crate::quantize::rules;
 use crate::table::{Table, decibel, percent};
 
 /// Rank the layers of a float model by what quantizing each alone does to its outputs.
@@ -73,14 +72,8 @@ struct Ranked<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Output> {
-    let mapping = match &args.config {
-        Some(path) => read_config(path)?,
-        None => QConfigMapping::global(preset(&args.preset)?),
-    };
-    let float = onnx::load(&args.model)?;
-    if !lowbit::analysis::Quantized::all(&float)?.is_empty() {
-        bail!("{}: is already quantized; give the float model that it was made from", args.model.display());
-    }
+    let mapping = rules(args.config.as_deref(), &args.preset)?;
+    let float = load_float(&args.model)?;
     let data = args.data.open(&args.model, &float)?;
     if args.metric == Metric::Top1 && data.labels().is_none() {
         bail!("--metric top1 needs labels, which the data does not have: choose sqnr, kl or agreement");
