@@ -19,7 +19,6 @@ pub use expected::expected_means;
 pub use nbits::products_of_few_bits;
 pub use ranges::measured_ranges;
 pub(crate) use ranges::points_to_measure;
-pub(crate) use renormalize::passes_of_renormalization;
 pub use renormalize::renormalize;
 pub use smooth::smooth;
 pub use tensorrt::tensorrt_dialect;

@@ -8,7 +8,7 @@ use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
     AdaroundOptions, Reconstructed, adaround, awq, equalize, expected_means, measured_ranges,
-    passes_of_renormalization, points_to_measure, renormalize, smooth,
+    points_to_measure, renormalize, smooth,
 };
 use crate::qconfig::QConfigMapping;
 use crate::quantize::{Converted, Finding, Prepared, fuse, prepare, quantize_bodies, quantize_sparing};
@@ -235,10 +235,8 @@ fn renormalized(
     samples: Samples<'_>,
     watch: &Watch<'_>,
 ) -> Result<Prepared> {
-    let of = passes_of_renormalization(&prepared) * samples.count(graph);
-    renormalize(&prepared, || samples.tensors(graph), &|done| {
-        watch(Step { stage: "renormalizing", done, of })
-    })
+    let of = samples.count(graph);
+    renormalize(&prepared, samples.tensors(graph), &|done| watch(Step { stage: "renormalizing", done, of }))
 }
 
 /// The same with the ranges that are to be measured.

@@ -78,6 +78,20 @@ impl Graph {
         watched: impl Fn(Var) -> bool,
         mut see: impl FnMut(Var, &Node, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
+        self.run_changed(inputs, watched, |v, node, value| see(v, node, value))
+    }
+
+    /// [`Graph::run`], in which `change` may put other values, of the same shape, in place of
+    /// those that are `watched`.
+    ///
+    /// # Errors
+    /// As [`Graph::run`], and what `change` returns.
+    pub fn run_changed(
+        &self,
+        inputs: &[Tensor],
+        watched: impl Fn(Var) -> bool,
+        mut change: impl FnMut(Var, &Node, &mut Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
         self.check_inputs(inputs)?;
         let last = self.last_uses();
         let clamps = self.clamps(&watched);
@@ -107,10 +121,10 @@ impl Graph {
                     values[to] = made.into_iter().map(Some).take(node.outputs.len()).collect();
                 }
             }
-            for (slot, value) in values[i].iter().enumerate() {
+            for (slot, value) in values[i].iter_mut().enumerate() {
                 let v = Var { node: i, slot };
-                if let Some(value) = value.as_ref().filter(|_| watched(v)) {
-                    see(v, node, value)?;
+                if let Some(value) = value.as_mut().filter(|_| watched(v)) {
+                    change(v, node, value)?;
                 }
             }
         }

@@ -13,6 +13,9 @@ use crate::tensor::Tensor;
 /// How much a deviation is changed at most, either way: more is not the rounding's doing.
 const MOST: f64 = 2.0;
 
+/// Sums that go on side by side.
+const LANES: usize = 8;
+
 /// Gives each channel of what a quantized layer makes the mean and the deviation that it has
 /// in float, over `batches` (docs/quantization.md, equation 39): what re-estimating the
 /// statistics of batch normalization does, for models in which it is folded.
@@ -20,57 +23,58 @@ const MOST: f64 = 2.0;
 /// The layers are convolutions and Gemms whose weights ask for it
 /// ([`crate::qconfig::Spec::renormalize`]) and have a scale for each output channel, integer
 /// codes, and a constant bias of their own. Codes stay: a channel's scale and its bias change.
-/// Layers are taken in evaluation order, each behind those that have been changed. The bias
-/// makes up for all errors before it, so that bias correction has nothing left to do.
+/// Each batch runs once in float and once quantized; there, what a layer makes gets the float
+/// moments of the batches so far before another layer reads it, so that each layer is measured
+/// behind those that have been changed. The bias makes up for all errors before it: bias
+/// correction has nothing left to do.
 ///
-/// `prepared` is calibrated. `batches` is called once, and once for each layer; one batch is
-/// held at a time.
-/// `progress` is called after each batch. If no weight asks for it, nothing is read.
+/// `prepared` is calibrated; one batch is held at a time. `progress` is called after each
+/// batch. If no weight asks for it, nothing is read.
 ///
 /// # Errors
 /// If there is no batch or one does not fit the model, a point saw no value, or `progress`
 /// stops it.
-pub fn renormalize<B: Iterator<Item = Result<Vec<Tensor>>>>(
+pub fn renormalize(
     prepared: &Prepared,
-    batches: impl Fn() -> B,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
     progress: &Progress,
 ) -> Result<Prepared> {
+    let float = prepared.graph();
     let layers = layers(prepared);
     if layers.is_empty() {
         return Ok(prepared.clone());
     }
-    let mut done = 0;
-    let mut seen = |graph: &Graph, outputs: &[Option<Var>]| -> Result<Vec<Channels>> {
-        let mut channels = vec![Channels::default(); outputs.len()];
-        for batch in batches() {
-            watch(graph, &batch?, outputs, &mut channels)?;
-            done += 1;
-            progress(done)?;
-        }
-        Ok(channels)
-    };
-    let outputs: Vec<Option<Var>> = layers.iter().map(|layer| Some(layer.output)).collect();
-    let float = seen(prepared.graph(), &outputs)?;
-    if float.iter().all(|channels| channels.count == 0) {
+    let converted = prepared.convert()?.graph;
+    let name = |layer: &Layer| float.value(layer.output).name.as_str();
+    let quantized: Vec<Option<Var>> = layers.iter().map(|layer| converted.find(name(layer))).collect();
+    let in_float = |v| layers.iter().position(|layer| layer.output == v);
+    let in_quantized = |v| quantized.iter().position(|output| *output == Some(v));
+    let mut moments = vec![Moments::default(); layers.len()];
+    for (i, batch) in batches.enumerate() {
+        let batch = batch?;
+        float.run_watched(
+            &batch,
+            |v| in_float(v).is_some(),
+            |v, _, value| in_float(v).map_or(Ok(()), |layer| moments[layer].float.add(value)),
+        )?;
+        converted.run_changed(
+            &batch,
+            |v| in_quantized(v).is_some(),
+            |v, _, value| {
+                let Some(layer) = in_quantized(v) else { return Ok(()) };
+                moments[layer].quantized.add(value)?;
+                *value = moments[layer].given_back(value)?;
+                Ok(())
+            },
+        )?;
+        progress(i + 1)?;
+    }
+    if moments.iter().all(|moments| moments.float.count == 0) {
         return Err(invalid!("there is no data to normalize by: give at least one sample"));
     }
-    let mut renormalized = prepared.clone();
-    for (layer, float) in layers.iter().zip(&float) {
-        let converted = renormalized.convert()?.graph;
-        let output = converted.find(&prepared.graph().value(layer.output).name);
-        let quantized = seen(&converted, &[output])?;
-        renormalized =
-            changed(&renormalized, &converted, layer, float, &quantized[0]).map_err(|e| e.at(&layer.node))?;
-    }
-    Ok(renormalized)
-}
-
-/// How often the data is read.
-pub fn passes_of_renormalization(prepared: &Prepared) -> usize {
-    match layers(prepared).len() {
-        0 => 0,
-        layers => layers + 1,
-    }
+    layers.iter().zip(&moments).try_fold(prepared.clone(), |changed, (layer, moments)| {
+        layer.renormalized(&changed, &converted, moments).map_err(|e| e.at(&layer.node))
+    })
 }
 
 /// A layer whose channels can be rescaled.
@@ -129,10 +133,16 @@ impl Channels {
         self.sums.resize(channels, 0.0);
         self.squares.resize(channels, 0.0);
         for (i, run) in value.slice::<f32>()?.chunks(inner).enumerate() {
-            for x in run {
-                self.sums[i % channels] += f64::from(*x);
-                self.squares[i % channels] += f64::from(*x) * f64::from(*x);
+            let (mut sums, mut squares) = ([0.0; LANES], [0.0; LANES]);
+            for lanes in run.chunks(LANES) {
+                for ((x, sum), square) in lanes.iter().zip(&mut sums).zip(&mut squares) {
+                    let x = f64::from(*x);
+                    *sum += x;
+                    *square += x * x;
+                }
             }
+            self.sums[i % channels] += sums.iter().sum::<f64>();
+            self.squares[i % channels] += squares.iter().sum::<f64>();
         }
         self.count += (value.len() / channels) as u64;
         Ok(())
@@ -146,49 +156,64 @@ impl Channels {
     }
 }
 
-/// Adds what `graph` makes of a batch at `outputs`.
-fn watch(graph: &Graph, batch: &[Tensor], outputs: &[Option<Var>], channels: &mut [Channels]) -> Result<()> {
-    let watched = |v: Var| outputs.contains(&Some(v));
-    graph.run_watched(batch, watched, |v, _, value| {
-        let of = outputs.iter().zip(channels.iter_mut()).filter(|(output, _)| **output == Some(v));
-        of.into_iter().try_for_each(|(_, channels)| channels.add(value))
-    })?;
-    Ok(())
+/// The moments of what a layer makes, in float and quantized.
+#[derive(Clone, Debug, Default)]
+struct Moments {
+    float: Channels,
+    quantized: Channels,
 }
 
-/// The same with another scale for each channel of a layer's weight, and another bias.
-fn changed(
-    prepared: &Prepared,
-    converted: &Graph,
-    layer: &Layer,
-    float: &Channels,
-    quantized: &Channels,
-) -> Result<Prepared> {
-    let mut points = prepared.points().to_vec();
-    let point = &mut points[layer.point];
-    let params = point.params()?;
-    let channels = params.scale.len();
-    let Some(bias) = stored_bias(converted, &layer.node)? else { return Ok(prepared.clone()) };
-    if [float.sums.len(), quantized.sums.len(), bias.len()] != [channels; 3] {
-        return Ok(prepared.clone());
-    }
-    let (mut ratios, mut shifted) = (vec![], vec![]);
-    for (c, bias) in bias.iter().enumerate() {
-        let ((mean, deviation), (found, spread)) = (float.moments(c), quantized.moments(c));
+impl Moments {
+    /// By what channel `c` of the quantized layer is multiplied, then shifted, to have the
+    /// float moments.
+    fn line(&self, c: usize) -> (f64, f64) {
+        let ((mean, deviation), (found, spread)) = (self.float.moments(c), self.quantized.moments(c));
         let ratio = deviation / spread;
         let ratio = if ratio.is_finite() && ratio > 0.0 { ratio.clamp(1.0 / MOST, MOST) } else { 1.0 };
-        ratios.push(ratio as f32);
-        shifted.push((ratio * (f64::from(*bias) - found) + mean) as f32);
+        (ratio, mean - ratio * found)
     }
-    let stored = point.stored()?;
-    let inner: usize = stored.shape()[layer.axis + 1..].iter().product();
-    let values = stored.to_f32()?.into_iter().enumerate().map(|(i, w)| w * ratios[i / inner % channels]);
-    point.chosen = Some(Tensor::new(stored.shape(), values.collect())?);
-    let scale = params.scale.iter().zip(&ratios).map(|(s, r)| s * r).collect();
-    point.given = Some(QParams::new(params.scheme, scale, params.zero_point)?);
-    point.means = None;
-    let (name, shifted) = (prepared.graph().value(layer.bias).name.clone(), Tensor::vector(shifted));
-    prepared.with_constants(points, |constant| (constant == name).then_some(&shifted))
+
+    /// What the quantized layer makes, with the float moments.
+    fn given_back(&self, made: &Tensor) -> Result<Tensor> {
+        let channels = self.quantized.sums.len();
+        if channels != self.float.sums.len() {
+            return Ok(made.clone());
+        }
+        let inner: usize = made.shape().iter().skip(2).product();
+        let mut values = made.to_f32()?;
+        for (i, run) in values.chunks_mut(inner.max(1)).enumerate() {
+            let (ratio, shift) = self.line(i % channels.max(1));
+            run.iter_mut().for_each(|y| *y = *y * ratio as f32 + shift as f32);
+        }
+        Tensor::new(made.shape(), values)
+    }
+}
+
+impl Layer {
+    /// `prepared` with another scale for each channel of this layer's weight, and another bias.
+    fn renormalized(&self, prepared: &Prepared, converted: &Graph, moments: &Moments) -> Result<Prepared> {
+        let mut points = prepared.points().to_vec();
+        let point = &mut points[self.point];
+        let params = point.params()?;
+        let channels = params.scale.len();
+        let Some(bias) = stored_bias(converted, &self.node)? else { return Ok(prepared.clone()) };
+        if [moments.float.sums.len(), moments.quantized.sums.len(), bias.len()] != [channels; 3] {
+            return Ok(prepared.clone());
+        }
+        let lines = (0..channels).map(|c| moments.line(c));
+        let (ratios, shifts): (Vec<f32>, Vec<f64>) = lines.map(|(r, shift)| (r as f32, shift)).unzip();
+        let biases = bias.iter().zip(&ratios).zip(&shifts);
+        let shifted = biases.map(|((b, r), shift)| (f64::from(*b) * f64::from(*r) + shift) as f32).collect();
+        let stored = point.stored()?;
+        let inner: usize = stored.shape()[self.axis + 1..].iter().product();
+        let values = stored.to_f32()?.into_iter().enumerate().map(|(i, w)| w * ratios[i / inner % channels]);
+        point.chosen = Some(Tensor::new(stored.shape(), values.collect())?);
+        let scale = params.scale.iter().zip(&ratios).map(|(s, r)| s * r).collect();
+        point.given = Some(QParams::new(params.scheme, scale, params.zero_point)?);
+        point.means = None;
+        let (name, shifted) = (prepared.graph().value(self.bias).name.clone(), Tensor::vector(shifted));
+        prepared.with_constants(points, |constant| (constant == name).then_some(&shifted))
+    }
 }
 
 /// The bias of a node as conversion has stored it.

@@ -57,7 +57,7 @@ fn channels_get_their_means_and_deviations_back() {
     let wanted = moments(&model());
     for bits in [2, 3, 4, 5, 8] {
         let before = prepared(bits, true);
-        let after = renormalize(&before, batches, &|_| Ok(())).unwrap();
+        let after = renormalize(&before, batches(), &|_| Ok(())).unwrap();
         let off = |p: &Prepared| {
             let found = moments(&p.convert().unwrap().graph);
             let differences = found.iter().zip(&wanted).map(|(a, b)| (a.0 - b.0).abs() + (a.1 - b.1).abs());
@@ -72,7 +72,7 @@ fn channels_get_their_means_and_deviations_back() {
 #[test]
 fn codes_stay_what_they_are() {
     let before = prepared(4, true);
-    let after = renormalize(&before, batches, &|_| Ok(())).unwrap();
+    let after = renormalize(&before, batches(), &|_| Ok(())).unwrap();
     let codes = |p: &Prepared| -> Vec<Tensor> {
         let graph = p.convert().unwrap().graph;
         ["a", "b", "c"]
@@ -80,7 +80,7 @@ fn codes_stay_what_they_are() {
             .to_vec()
     };
     assert_eq!(codes(&before), codes(&after));
-    let again = renormalize(&before, batches, &|_| Ok(())).unwrap();
+    let again = renormalize(&before, batches(), &|_| Ok(())).unwrap();
     assert_eq!(after.convert().unwrap().graph, again.convert().unwrap().graph);
 }
 
@@ -88,10 +88,10 @@ fn codes_stay_what_they_are() {
 fn only_what_asks_is_changed() {
     let unasked = prepared(4, false);
     let none = || -> std::iter::Empty<Result<Vec<Tensor>>> { std::iter::empty() };
-    let same = renormalize(&unasked, none, &|_| Ok(())).unwrap();
+    let same = renormalize(&unasked, none(), &|_| Ok(())).unwrap();
     assert_eq!(same.convert().unwrap().graph, unasked.convert().unwrap().graph);
-    let error = renormalize(&prepared(4, true), none, &|_| Ok(())).unwrap_err().to_string();
+    let error = renormalize(&prepared(4, true), none(), &|_| Ok(())).unwrap_err().to_string();
     assert!(error.contains("at least one sample"), "{error}");
-    let stopped = renormalize(&prepared(4, true), batches, &|_| Err(invalid!("stop")));
+    let stopped = renormalize(&prepared(4, true), batches(), &|_| Err(invalid!("stop")));
     assert!(stopped.unwrap_err().to_string().contains("stop"));
 }
