@@ -175,9 +175,9 @@ impl AnyObserver {
         &self.kind
     }
 
-    /// Whether it saw no value yet.
+    /// Whether it looks at values and saw none yet.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_none()
+        self.groups.is_none() && self.kind.get().looks()
     }
 
     /// Takes a batch into account. Empty batches are skipped.
@@ -225,11 +225,10 @@ impl AnyObserver {
     /// # Errors
     /// If the observer saw no data, or finds no ranges (kind `none`).
     pub fn ranges(&self) -> Result<Vec<Range>> {
-        let observer = self.kind.get();
-        if observer.looks() && self.is_empty() {
+        if self.is_empty() {
             return Err(invalid!("the observer saw no data; run at least one batch through the model"));
         }
-        observer.ranges(&self.scheme)
+        self.kind.get().ranges(&self.scheme)
     }
 
     /// The parameters that cover the ranges.

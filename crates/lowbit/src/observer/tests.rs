@@ -246,6 +246,8 @@ fn what_cannot_be_observed_is_refused() {
         let e = AnyObserver::new(config, scheme).unwrap_err().to_string();
         assert!(e.contains(want), "{config}: {e}");
     }
+    let fixed = AnyObserver::new(ObserverConfig::Fixed { lo: 0.0, hi: 1.0 }, AFFINE).unwrap();
+    assert!(!fixed.is_empty() && fixed.ranges().is_ok(), "it waits for nothing");
     let rows = |n| Tensor::full(&[n, 2], 1f32).unwrap();
     let not_finite = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
     for config in EXACT.into_iter().chain([AVERAGE]) {
