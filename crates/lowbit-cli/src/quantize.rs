@@ -119,10 +119,17 @@ pub struct Args {
     /// all, to 1, completely; for transformers 0.5 (SmoothQuant).
     #[arg(long, value_name = "STRENGTH", conflicts_with = "config")]
     smooth: Option<f32>,
-    /// Give channels of what layers make the mean and the deviation back that they have in float:
-    /// for few bits.
-    #[arg(long, conflicts_with = "config")]
-    renormalize: bool,
+    /// Give channels of what layers make the mean and the deviation back that they have in float;
+    /// by default what the preset says; --renormalize=false does not.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        conflicts_with = "config"
+    )]
+    renormalize: Option<bool>,
     /// How biases make up for the mean error of weights: off, observed, by the means of the samples,
     /// or analytic, by the batch normalization before a layer; by default what the preset says.
     #[arg(long, value_name = "HOW", value_parser = named::<BiasCorrection>, conflicts_with = "config")]
@@ -280,20 +287,24 @@ impl Args {
                     let text = "--smooth is for quantized activations: --method static or dynamic";
                     return Err(lowbit::Error::Invalid(text.into()));
                 }
-                q.weight.renormalize |= self.renormalize;
                 q.weight.correct_bias = self.correct_bias.unwrap_or(q.weight.correct_bias);
                 if let Some(rounding) = self.rounding {
                     q.weight.rounding = rounding;
                 }
                 if self.per_tensor {
-                    q.weight.per = Per::Tensor;
+                    q.weight = q.weight.per(Per::Tensor);
                     q.weight.cross_layer = name == "default";
                 }
                 if self.cross_layer == Some(true) && q.weight.per != Per::Tensor {
                     let text = "--cross-layer is for weights with one scale: add --per-tensor";
                     return Err(lowbit::Error::Invalid(text.into()));
                 }
+                if self.renormalize == Some(true) && q.weight.per != Per::Channel {
+                    let text = "--renormalize is for weights with a scale for each channel";
+                    return Err(lowbit::Error::Invalid(text.into()));
+                }
                 q.weight.cross_layer = self.cross_layer.unwrap_or(q.weight.cross_layer);
+                q.weight.renormalize = self.renormalize.unwrap_or(q.weight.renormalize);
                 QConfigMapping::global(q)
             }
         };

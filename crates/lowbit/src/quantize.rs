@@ -33,7 +33,7 @@ pub use grid::Grid;
 pub use means::InputMeans;
 pub(crate) use only::mark;
 pub(crate) use placement::weight;
-pub use point::{Point, PointOp, Role};
+pub use point::{Line, Point, PointOp, Role};
 pub use prepare::{Prepared, prepare};
 pub use spare::quantize_sparing;
 pub use unobserved::{quantize_bodies, quantize_dynamic};

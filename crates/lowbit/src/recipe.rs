@@ -296,10 +296,11 @@ mod tests {
         let fused = equalize(&fused, &mapping, samples.tensors(&fused), &|_| Ok(())).unwrap();
         let mut prepared = prepare(&fused, &mapping).unwrap();
         prepared.calibrate(samples.tensors(&fused), &|_| Ok(())).unwrap();
+        let prepared = renormalize(&prepared, samples.tensors(&fused), &|_| Ok(())).unwrap();
         assert_eq!(made.graph, prepared.convert().unwrap().graph);
         let mut stages: Vec<&str> = seen.into_inner().unwrap().into_iter().map(|s| s.stage).collect();
         stages.dedup();
-        assert_eq!(stages, ["equalizing", "calibrating", "converting"]);
+        assert_eq!(stages, ["equalizing", "calibrating", "renormalizing", "converting"]);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::path::Path;
 use lowbit::data::Dataset;
 use lowbit::graph::Graph;
 use lowbit::observer::ObserverConfig;
-use lowbit::passes::equalize;
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{Prepared, fuse, prepare};
+use lowbit::recipe::{self, Samples};
 use lowbit::session::Session;
 use lowbit::{Result, Tensor};
 use models::{CLASSIFIERS, Classifier, inputs};
@@ -50,13 +50,12 @@ fn agree(a: &[f32], b: &[f32]) -> bool {
     (a[best(a)] - a[best(b)]).min(b[best(b)] - b[best(a)]) <= step
 }
 
+/// Samples of a batch while calibrating, as in the command line.
+const CALIBRATED_AT_ONCE: usize = 8;
+
 fn calibrated(assets: &Path, classifier: &Classifier, mapping: &QConfigMapping) -> Result<Prepared> {
-    let data = classifier.calibration(assets)?;
-    let batches = || data.batches(classifier.batch).map(inputs);
-    let equalized = equalize(&fuse(&classifier.load(assets)?)?, mapping, batches(), &|_| Ok(()))?;
-    let mut prepared = prepare(&equalized, mapping)?;
-    prepared.calibrate(batches(), &|_| Ok(()))?;
-    Ok(prepared)
+    let samples = Samples { data: &classifier.calibration(assets)?, batch: CALIBRATED_AT_ONCE };
+    Ok(recipe::calibrate(&classifier.load(assets)?, mapping, Some(samples), &|_| Ok(()))?.prepared)
 }
 
 fn default() -> QConfigMapping {
@@ -87,8 +86,8 @@ fn near(percent: f64, by: f64) -> RangeInclusive<f64> {
 fn real_models_keep_their_accuracy() {
     let Some(assets) = assets::find("real_models_keep_their_accuracy") else { return };
     let cases = [
-        Case { name: "mobilenet_v1", float: near(59.0, 0.5), int8: Bar::AtLeast(55.0) },
-        Case { name: "squeezenet", float: near(60.0, 0.5), int8: Bar::AtLeast(58.75) },
+        Case { name: "mobilenet_v1", float: near(59.0, 0.5), int8: Bar::AtLeast(57.5) },
+        Case { name: "squeezenet", float: near(60.0, 0.5), int8: Bar::AtLeast(59.5) },
         Case { name: "resnet20", float: near(81.35, 0.1), int8: Bar::LosesAtMost(0.3) },
         Case { name: "kws", float: near(91.3, 0.05), int8: Bar::LosesAtMost(0.3) },
         Case { name: "mnist", float: near(98.9, 0.05), int8: Bar::LosesAtMost(0.3) },

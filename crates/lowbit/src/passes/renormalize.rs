@@ -1,12 +1,13 @@
 //! Means and deviations of channels, given back to what quantized layers make.
 
+use std::sync::Arc;
+
 use crate::error::{Result, invalid};
-use crate::graph::{Graph, Var};
+use crate::graph::{Node, Var};
+use crate::op::Op;
 use crate::ops::conv::Conv;
 use crate::ops::linear::Gemm;
-use crate::ops::quantize::DequantizeLinear;
-use crate::qparams::QParams;
-use crate::quantize::{PointOp, Prepared, Progress};
+use crate::quantize::{Line, Point, PointOp, Prepared, Progress};
 use crate::scheme::{Format, Granularity};
 use crate::tensor::Tensor;
 
@@ -22,7 +23,8 @@ const LANES: usize = 8;
 ///
 /// The layers are convolutions and Gemms whose weights ask for it
 /// ([`crate::qconfig::Spec::renormalize`]) and have a scale for each output channel, integer
-/// codes, and a constant bias of their own. Codes stay: a channel's scale and its bias change.
+/// codes, and no bias that is computed. Codes stay: a channel's scale and its bias change,
+/// when they are converted ([`Point::regained`]).
 /// Each batch runs once in float and once quantized; there, what a layer makes gets the float
 /// moments of the batches so far before another layer reads it, so that each layer is measured
 /// behind those that have been changed. The bias makes up for all errors before it: bias
@@ -44,7 +46,9 @@ pub fn renormalize(
     if layers.is_empty() {
         return Ok(prepared.clone());
     }
-    let converted = prepared.convert()?.graph;
+    let mut points = prepared.points().to_vec();
+    points.iter_mut().for_each(|point| point.regained = None);
+    let converted = prepared.with(points.clone()).convert()?.graph;
     let name = |layer: &Layer| float.value(layer.output).name.as_str();
     let quantized: Vec<Option<Var>> = layers.iter().map(|layer| converted.find(name(layer))).collect();
     let in_float = |v| layers.iter().position(|layer| layer.output == v);
@@ -72,46 +76,37 @@ pub fn renormalize(
     if moments.iter().all(|moments| moments.float.count == 0) {
         return Err(invalid!("there is no data to normalize by: give at least one sample"));
     }
-    layers.iter().zip(&moments).try_fold(prepared.clone(), |changed, (layer, moments)| {
-        layer.renormalized(&changed, &converted, moments).map_err(|e| e.at(&layer.node))
-    })
+    for (layer, moments) in layers.iter().zip(&moments) {
+        points[layer.point].regained = moments.lines();
+    }
+    Ok(prepared.with(points))
 }
 
 /// A layer whose channels can be rescaled.
 struct Layer {
-    /// The name of its node.
-    node: String,
     /// What it makes, before any activation function.
     output: Var,
     /// The point of its weight.
     point: usize,
-    /// The axis of the weight that its output channels lie along.
-    axis: usize,
-    /// Its bias.
-    bias: Var,
 }
 
 fn layers(prepared: &Prepared) -> Vec<Layer> {
     let graph = prepared.graph();
     let uses = graph.uses();
-    let of =
-        |(v, node, op, inputs): (Var, &crate::graph::Node, &std::sync::Arc<dyn crate::op::Op>, &[Var])| {
-            let (weight, bias) = (*inputs.get(1)?, *inputs.get(2)?);
-            let linear = op.is::<Conv>().is_some() || op.is::<Gemm>().is_some_and(|g| g.beta == 1.0);
-            let (PointOp { point, .. }, _) = graph.made_by::<PointOp>(weight)?;
-            let of_weight = &prepared.points()[*point];
-            let Granularity::Axis(axis) = of_weight.scheme.granularity else { return None };
-            let steps = matches!(of_weight.scheme.format, Format::Int { .. });
-            let own = uses.of(weight) == 1 && uses.of(bias) == 1;
-            let constant = graph.constant(bias).is_some_and(|t| t.rank() == 1 && !t.is_empty());
-            (linear && of_weight.renormalizes && steps && own && constant).then(|| Layer {
-                node: node.name.clone(),
-                output: v,
-                point: *point,
-                axis,
-                bias,
-            })
-        };
+    let of = |(output, _, op, inputs): (Var, &Node, &Arc<dyn Op>, &[Var])| {
+        let linear = op.is::<Conv>().is_some() || op.is::<Gemm>().is_some_and(|g| g.beta == 1.0);
+        let weight = *inputs.get(1)?;
+        let (PointOp { point, .. }, _) = graph.made_by::<PointOp>(weight)?;
+        let Point { scheme, renormalizes, .. } = &prepared.points()[*point];
+        let steps = matches!(scheme.format, Format::Int { .. });
+        let channels = matches!(scheme.granularity, Granularity::Axis(_));
+        // Where conversion stores a bias as integers, it can be another one.
+        let integers = graph.made_by::<PointOp>(inputs[0]).is_some();
+        let bias = inputs.get(2).filter(|bias| !graph.fact(**bias).is_absent());
+        let shifts = integers && bias.is_none_or(|b| graph.constant(*b).is_some_and(|t| t.rank() == 1));
+        let rescaled = *renormalizes && steps && channels && uses.of(weight) == 1;
+        (linear && rescaled && shifts).then_some(Layer { output, point: *point })
+    };
     graph.applied().filter_map(of).collect()
 }
 
@@ -164,72 +159,31 @@ struct Moments {
 }
 
 impl Moments {
-    /// By what channel `c` of the quantized layer is multiplied, then shifted, to have the
-    /// float moments.
-    fn line(&self, c: usize) -> (f64, f64) {
+    /// For each channel of the quantized layer, what gives it the float moments; none if the
+    /// layer was not seen.
+    fn lines(&self) -> Option<Vec<Line>> {
+        let channels = self.quantized.sums.len();
+        (channels > 0 && channels == self.float.sums.len())
+            .then(|| (0..channels).map(|c| self.line(c)).collect())
+    }
+
+    fn line(&self, c: usize) -> Line {
         let ((mean, deviation), (found, spread)) = (self.float.moments(c), self.quantized.moments(c));
         let ratio = deviation / spread;
         let ratio = if ratio.is_finite() && ratio > 0.0 { ratio.clamp(1.0 / MOST, MOST) } else { 1.0 };
-        (ratio, mean - ratio * found)
+        Line { ratio: ratio as f32, shift: (mean - ratio * found) as f32 }
     }
 
     /// What the quantized layer makes, with the float moments.
     fn given_back(&self, made: &Tensor) -> Result<Tensor> {
-        let channels = self.quantized.sums.len();
-        if channels != self.float.sums.len() {
-            return Ok(made.clone());
-        }
+        let Some(lines) = self.lines() else { return Ok(made.clone()) };
         let inner: usize = made.shape().iter().skip(2).product();
         let mut values = made.to_f32()?;
-        for (i, run) in values.chunks_mut(inner.max(1)).enumerate() {
-            let (ratio, shift) = self.line(i % channels.max(1));
-            run.iter_mut().for_each(|y| *y = *y * ratio as f32 + shift as f32);
+        for (run, line) in values.chunks_mut(inner.max(1)).zip(lines.iter().cycle()) {
+            run.iter_mut().for_each(|y| *y = *y * line.ratio + line.shift);
         }
         Tensor::new(made.shape(), values)
     }
-}
-
-impl Layer {
-    /// `prepared` with another scale for each channel of this layer's weight, and another bias.
-    fn renormalized(&self, prepared: &Prepared, converted: &Graph, moments: &Moments) -> Result<Prepared> {
-        let mut points = prepared.points().to_vec();
-        let point = &mut points[self.point];
-        let params = point.params()?;
-        let channels = params.scale.len();
-        let Some(bias) = stored_bias(converted, &self.node)? else { return Ok(prepared.clone()) };
-        if [moments.float.sums.len(), moments.quantized.sums.len(), bias.len()] != [channels; 3] {
-            return Ok(prepared.clone());
-        }
-        let lines = (0..channels).map(|c| moments.line(c));
-        let (ratios, shifts): (Vec<f32>, Vec<f64>) = lines.map(|(r, shift)| (r as f32, shift)).unzip();
-        let biases = bias.iter().zip(&ratios).zip(&shifts);
-        let shifted = biases.map(|((b, r), shift)| (f64::from(*b) * f64::from(*r) + shift) as f32).collect();
-        let stored = point.stored()?;
-        let inner: usize = stored.shape()[self.axis + 1..].iter().product();
-        let values = stored.to_f32()?.into_iter().enumerate().map(|(i, w)| w * ratios[i / inner % channels]);
-        point.chosen = Some(Tensor::new(stored.shape(), values.collect())?);
-        let scale = params.scale.iter().zip(&ratios).map(|(s, r)| s * r).collect();
-        point.given = Some(QParams::new(params.scheme, scale, params.zero_point)?);
-        point.means = None;
-        let (name, shifted) = (prepared.graph().value(self.bias).name.clone(), Tensor::vector(shifted));
-        prepared.with_constants(points, |constant| (constant == name).then_some(&shifted))
-    }
-}
-
-/// The bias of a node as conversion has stored it.
-fn stored_bias(converted: &Graph, node: &str) -> Result<Option<Vec<f32>>> {
-    let Some((_, _, _, inputs)) = converted.applied().find(|(_, n, ..)| n.name == node) else {
-        return Ok(None);
-    };
-    let Some(bias) = inputs.get(2) else { return Ok(None) };
-    if let Some(t) = converted.constant(*bias) {
-        return t.to_f32().map(Some);
-    }
-    let Some((op, operands)) = converted.made_by::<DequantizeLinear>(*bias) else { return Ok(None) };
-    let Some(operands) = operands.iter().map(|v| converted.constant(*v)).collect::<Option<Vec<_>>>() else {
-        return Ok(None);
-    };
-    crate::op::Op::eval(op, &operands)?.remove(0).to_f32().map(Some)
 }
 
 #[cfg(test)]

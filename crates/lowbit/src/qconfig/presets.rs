@@ -42,7 +42,8 @@ fn default() -> QConfig {
             .per_channel()
             .observed_by(ObserverConfig::MinMax)
             .correcting_bias()
-            .rounded_by(Rounding::Gptq),
+            .rounded_by(Rounding::Gptq)
+            .renormalizing(),
     }
 }
 

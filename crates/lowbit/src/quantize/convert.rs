@@ -7,7 +7,7 @@ use super::dynamic::{Dynamic, DynamicOp, IntegerWeight};
 use super::finding::{Finding, Symptom};
 use super::grid::Grid;
 use super::placement::weight;
-use super::point::{Point, PointOp, Role};
+use super::point::{Line, Point, PointOp, Role};
 use super::prepare::Prepared;
 use super::recurrent::{LayerOp, coded_layer};
 use crate::error::Result;
@@ -362,7 +362,29 @@ impl Settled {
             (Some(bias), Some(lost)) => Some(bias.iter().zip(lost).map(|(b, lost)| b + lost).collect()),
             (bias, lost) => bias.map(<[f32]>::to_vec).or(lost),
         };
-        Ok(Settled { grid, values, bias, enlarged })
+        let settled = Settled { grid, values, bias, enlarged };
+        match &point.regained {
+            Some(lines) => settled.rescaled(weight, axis, lines),
+            None => Ok(settled),
+        }
+    }
+
+    /// The same codes, in steps and with a bias that make each channel lie on its line
+    /// (docs/quantization.md, equation 39).
+    fn rescaled(mut self, weight: &Tensor, axis: usize, lines: &[Line]) -> Result<Settled> {
+        let Grid::Steps(params) = &mut self.grid else { return Ok(self) };
+        if params.scale.len() != lines.len() {
+            return Ok(self);
+        }
+        params.scale.iter_mut().zip(lines).for_each(|(scale, line)| *scale *= line.ratio);
+        let values = self.values.as_ref().unwrap_or(weight);
+        let inner: usize = values.shape()[axis + 1..].iter().product();
+        let scaled = values.to_f32()?.into_iter().enumerate();
+        let scaled = scaled.map(|(i, w)| w * lines[i / inner % lines.len()].ratio).collect();
+        self.values = Some(Tensor::new(values.shape(), scaled)?);
+        let bias = self.bias.unwrap_or_else(|| vec![0.0; lines.len()]);
+        self.bias = Some(bias.iter().zip(lines).map(|(b, line)| b * line.ratio + line.shift).collect());
+        Ok(self)
     }
 }
 

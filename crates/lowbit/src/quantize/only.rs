@@ -33,7 +33,8 @@ impl Prepared {
     /// The points of the nodes that are `active`, each named by its first output: those of
     /// their operands and, activation functions included that belong to them, of what they
     /// make. Others who read these values read them quantized; everything else stays in
-    /// float. The points keep what they have observed.
+    /// float. The points keep what they have observed; means and deviations are not given
+    /// back, since that makes up for the errors of other layers.
     ///
     /// # Errors
     /// What rebuilding the graph reports.
@@ -84,7 +85,7 @@ impl Prepared {
             }
             let Some((PointOp { point, .. }, _)) = graph.made_by(v) else { return b.copy(node, inputs) };
             let place = *places.entry(*point).or_insert_with(|| {
-                points.push(self.points[*point].clone());
+                points.push(Point { regained: None, ..self.points[*point].clone() });
                 points.len() - 1
             });
             // Of values moved around, the first place may be gone.

@@ -47,6 +47,8 @@ pub struct Point {
     /// Whether channels of what is made with a weight are to get their means and deviations
     /// back ([`crate::passes::renormalize`]).
     pub renormalizes: bool,
+    /// For weights: what gives them back, for each channel of what is made.
+    pub regained: Option<Vec<Line>>,
     /// Scale and zero point in the place of those of the observer: training found
     /// them, or they were set.
     pub given: Option<QParams>,
@@ -56,6 +58,15 @@ pub struct Point {
     pub(super) source: Option<Source>,
     /// How many values of the graph are shown to it.
     pub(super) sites: usize,
+}
+
+/// What a channel is multiplied with, and what is added then.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Line {
+    /// The factor.
+    pub ratio: f32,
+    /// The summand.
+    pub shift: f32,
 }
 
 /// A weight's values.
@@ -87,6 +98,7 @@ impl Point {
             chosen: None,
             learns: false,
             renormalizes: false,
+            regained: None,
             given: None,
             held: false,
             source: None,
@@ -138,6 +150,7 @@ impl Point {
             chosen: None,
             learns: spec.rounding == Rounding::Adaround,
             renormalizes: spec.renormalize,
+            regained: None,
             given: None,
             held: false,
             source,

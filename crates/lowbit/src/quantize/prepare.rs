@@ -378,7 +378,7 @@ impl Prepared {
     ) -> Result<Prepared> {
         let mut points = self.points.clone();
         for (point, params) in points.iter_mut().zip(params) {
-            (point.means, point.moments, point.chosen) = (None, None, None);
+            (point.means, point.moments, point.chosen, point.regained) = (None, None, None, None);
             point.given = params.or(point.given.take());
         }
         let graph = self.graph.with_constants(constant)?;
@@ -392,19 +392,6 @@ impl Prepared {
             }
         }
         Ok(Prepared::watching(graph, points))
-    }
-
-    /// The graph with other constants under the same names, and these points, one for each of
-    /// its own.
-    ///
-    /// # Errors
-    /// If a constant does not fit.
-    pub(crate) fn with_constants<'a>(
-        &self,
-        points: Vec<Point>,
-        constant: impl Fn(&str) -> Option<&'a Tensor>,
-    ) -> Result<Prepared> {
-        Ok(Prepared::watching(self.graph.with_constants(constant)?, points))
     }
 
     /// The same graph with these points in the place of its own, one for each.

@@ -32,7 +32,7 @@ fn model(w: [f32; 4], v: [f32; 4]) -> Graph {
 fn quantized(float: &Graph, per_tensor: bool, data: &[[f32; 2]]) -> Graph {
     let mut q = preset("default").unwrap();
     if per_tensor {
-        q.weight.per = crate::qconfig::Per::Tensor;
+        q.weight = q.weight.per(crate::qconfig::Per::Tensor);
     }
     let mut prepared: Prepared = prepare(float, &QConfigMapping::global(q)).unwrap();
     prepared.observe(&inputs_of(float, &batch(data)).unwrap()).unwrap();

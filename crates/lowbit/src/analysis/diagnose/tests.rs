@@ -118,7 +118,7 @@ fn each_symptom_is_found_and_nothing_else() {
     };
     let per_tensor = || {
         let mut q = config();
-        q.weight.per = Per::Tensor;
+        q.weight = q.weight.per(Per::Tensor);
         q
     };
     let clipping = |percentile| {

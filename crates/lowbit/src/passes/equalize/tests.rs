@@ -282,7 +282,7 @@ fn full_strength_makes_channels_alike_where_only_linear_operators_read_them() {
 fn what_is_not_asked_for_stays() {
     let float = model(1, false);
     for change in [(|q| q.activation.as_mut().unwrap().equalize = 0.0) as fn(&mut QConfig), |q| {
-        q.weight.per = Per::Tensor
+        q.weight = q.weight.clone().per(Per::Tensor);
     }] {
         assert_eq!(equalize(&float, &mapping(change), nobody(), &|_| Ok(())).unwrap(), float);
     }

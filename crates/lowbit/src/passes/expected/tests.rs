@@ -60,7 +60,7 @@ fn batch() -> Vec<Tensor> {
 fn mapping(correction: BiasCorrection) -> QConfigMapping {
     let mut q = preset("default").unwrap();
     q.weight.format = Format::INT4;
-    q.weight.per = Per::Tensor;
+    q.weight = q.weight.per(Per::Tensor);
     q.weight.rounding = crate::qconfig::Rounding::Nearest;
     q.weight.correct_bias = correction;
     QConfigMapping::global(q)

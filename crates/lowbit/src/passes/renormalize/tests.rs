@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::graph::Builder;
+use crate::graph::{Builder, Graph};
 use crate::op::{Dim, Fact};
 use crate::ops::unary::Unary;
 use crate::ops::window::Window;

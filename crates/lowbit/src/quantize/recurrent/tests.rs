@@ -199,7 +199,7 @@ fn layers_without_steps_stay_in_float() {
 fn weights_have_the_scales_that_are_asked_for() {
     for (per, shape) in [(Per::Tensor, vec![1]), (Per::Channel, vec![1, 3 * HIDDEN])] {
         let mut config = preset("default").unwrap();
-        config.weight.per = per;
+        config.weight = config.weight.per(per);
         let model = Model::new(GRU, &[Sigmoid, Tanh]);
         let graph = model.converted(&QConfigMapping::global(config)).graph;
         let layer = graph.applied().find(|(_, _, op, _)| op.name() == "QuantizedGRU").unwrap().3;
