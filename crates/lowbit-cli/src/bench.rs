@@ -63,9 +63,9 @@ struct Measured {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<Output> {
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
+    // This thread is one of the pool: it works in a run rather than wait for its end.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0));
+    pool.use_current_thread().build_global()?;
     let graph = onnx::load(&args.model)?;
     let sizes: BTreeMap<String, usize> = args.dims.iter().cloned().collect();
     let inputs = random_inputs(&graph, args.batch, &sizes)?;

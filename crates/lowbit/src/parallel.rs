@@ -1,45 +1,103 @@
 //! Work spread over the threads of the current rayon pool.
 
+use std::cell::Cell;
 use std::hint;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rayon::Yield;
 use rayon::prelude::*;
 
-/// Calls `f` in the current pool with its other threads awake: they look for
-/// work until `f` is done, since falling asleep and waking up takes longer than
-/// many an operator. A pool of one thread is not entered at all.
+/// How long a thread looks for more work once it has found some: less than it takes
+/// to notice, and more than what lies between two runs in succession.
+const LINGER: Duration = Duration::from_micros(200);
+/// Fruitless looks between two at the clock, after which others may have the CPU.
+const LOOKS: usize = 32;
+
+thread_local! {
+    /// What this thread does, of the kinds below.
+    static HERE: Here = const { Here { runs: Cell::new(0), lingers: Cell::new(false), called: Cell::new(None) } };
+}
+
+/// What a thread of a pool does.
+struct Here {
+    /// How many runs it is in.
+    runs: Cell<usize>,
+    /// Whether it looks for work.
+    lingers: Cell<bool>,
+    /// When it last called all threads to look for work.
+    called: Cell<Option<Instant>>,
+}
+
+/// Calls `f` in the current pool with its other threads awake, since falling asleep
+/// and waking up takes longer than many an operator: they look for work until they
+/// have found none for [`LINGER`], so that the next run, too, finds them awake. A pool
+/// of one thread is not entered at all.
+///
+/// A caller that is no thread of the pool sleeps meanwhile, and has to be woken up.
 pub fn with_threads_awake<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    /// Ends the waiting, also when `f` panics.
-    struct Done<'a>(&'a AtomicBool);
-    impl Drop for Done<'_> {
+    /// Ends a run, also when it panics.
+    struct Run;
+    impl Drop for Run {
         fn drop(&mut self) {
-            self.0.store(true, Ordering::Release);
+            HERE.with(|here| here.runs.update(|runs| runs - 1));
         }
     }
-    fn wait(done: &AtomicBool) {
-        while !done.load(Ordering::Acquire) {
-            if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                hint::spin_loop();
-            }
-        }
-    }
-    fn all_wait(threads: usize, done: &AtomicBool) {
-        match threads {
-            0 => {}
-            1 => wait(done),
-            n => _ = rayon::join(|| wait(done), || all_wait(n - 1, done)),
-        }
-    }
-    let others = rayon::current_num_threads() - 1;
-    if others == 0 {
+    if rayon::current_num_threads() == 1 {
         return f();
     }
-    let done = AtomicBool::new(false);
-    let run = || {
-        let _done = Done(&done);
-        f()
+    let in_pool = || {
+        HERE.with(|here| here.runs.update(|runs| runs + 1));
+        let _run = Run;
+        rayon::join(f, call_all).0
     };
-    rayon::join(run, || all_wait(others, &done)).0
+    match rayon::current_thread_index() {
+        Some(_) => in_pool(),
+        None => rayon::join(in_pool, || ()).0,
+    }
+}
+
+/// Has all threads of the pool look for work, unless that was done just now or
+/// nobody but the thread of a run came to do it.
+fn call_all() {
+    HERE.with(|here| {
+        let recent = here.called.get().is_some_and(|then| then.elapsed() < LINGER / 2);
+        if here.runs.get() == 0 && !recent {
+            here.called.set(Some(Instant::now()));
+            rayon::spawn_broadcast(|_| linger());
+        }
+    });
+}
+
+/// Does what work there is in the pool for [`LINGER`], and again if there was any.
+///
+/// It waits for nothing, and ends in between: were it called while the thread waits
+/// for a part of its own work, that could go on.
+fn linger() {
+    let here = |f: &dyn Fn(&Here) -> bool| HERE.with(f);
+    if here(&|h| h.runs.get() > 0 || h.lingers.replace(true)) {
+        return;
+    }
+    let (start, mut found, mut looks) = (Instant::now(), false, 0);
+    loop {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            found = true;
+        } else {
+            hint::spin_loop();
+            looks += 1;
+        }
+        if looks == LOOKS {
+            thread::yield_now();
+            looks = 0;
+        }
+        if start.elapsed() > LINGER {
+            break;
+        }
+    }
+    here(&|h| h.lingers.replace(false));
+    if found {
+        rayon::spawn(linger);
+    }
 }
 
 /// Calls `f(i, chunk)` for each chunk of `size` elements of `data`, the last
@@ -76,6 +134,35 @@ mod tests {
             (9, 1, 0, 1),
         ] {
             assert_eq!(rows_of_a_task(work, row, rows), want, "{work} of {row} each, {rows} rows");
+        }
+    }
+
+    #[test]
+    fn runs_of_several_threads_end() {
+        fn sum(x: &[u64]) -> u64 {
+            match x {
+                [x] => *x,
+                _ => {
+                    let (a, b) = x.split_at(x.len() / 2);
+                    let (a, b) = rayon::join(|| sum(a), || sum(b));
+                    a + b
+                }
+            }
+        }
+        let numbers: Vec<u64> = (0..300).collect();
+        let run = || with_threads_awake(|| sum(&numbers));
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            // From threads of the pool, within a run, and from threads outside.
+            let inside = || (0..100).into_par_iter().map(|_| run() + with_threads_awake(run)).sum::<u64>();
+            assert_eq!(pool.install(inside), 200 * run());
+            thread::scope(|scope| {
+                let all = [0; 3].map(|_| scope.spawn(|| (0..100).map(|_| pool.install(run)).sum::<u64>()));
+                all.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), 100 * run()));
+            });
+            let panics = || with_threads_awake(|| panic!("a run that panics"));
+            assert!(pool.install(|| std::panic::catch_unwind(panics)).is_err());
+            assert_eq!(pool.install(run), run());
         }
     }
 

@@ -40,6 +40,12 @@ const PLANS: usize = 8;
 /// The first run with inputs of new shapes makes a plan for them: where each
 /// value lies in one piece of memory, and what each operator needs beside its
 /// operands. Later runs only compute.
+///
+/// A run is spread over the current rayon pool, whose threads look for more work
+/// for 200 microseconds after it. A caller outside the pool sleeps meanwhile, and
+/// waking it up takes as long as a small model does: run such a model within
+/// [`rayon::ThreadPool::install`], or from a thread that
+/// [`rayon::ThreadPoolBuilder::use_current_thread`] made one of the pool's.
 #[derive(Debug)]
 pub struct Session {
     graph: Graph,
