@@ -57,11 +57,11 @@ pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
     if row == 0 {
         return;
     }
-    let mut tops = x.chunks_exact(row).map(greatest);
-    let mut top = tops.next().unwrap_or_default();
-    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+    let mut top = greatest(x.get(..row).unwrap_or_default());
+    for (i, out) in out.chunks_exact_mut(row).enumerate() {
+        let (x, later) = x[i * row..].split_at(row);
         // Found ahead: nothing then waits for the end of a maximum.
-        let next = tops.next().unwrap_or_default();
+        let next = greatest(later.get(..row).unwrap_or_default());
         for (x, out) in x.iter().zip(&mut *out) {
             *out = functions::exp(x - top);
         }

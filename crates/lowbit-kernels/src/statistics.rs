@@ -13,6 +13,7 @@ pub struct MinMax {
 
 /// Independent running extremes, for the compiler to keep in vectors.
 const LANES: usize = 64;
+const _: () = assert!(LANES.is_power_of_two());
 
 #[inline(always)]
 pub(crate) fn min_max(x: &[f32]) -> MinMax {
@@ -33,10 +34,17 @@ pub(crate) fn min_max(x: &[f32]) -> MinMax {
     for (j, &v) in rest.iter().enumerate() {
         take(j, v);
     }
-    let least = min.into_iter().fold(f32::INFINITY, |a, b| if b < a { b } else { a });
-    let greatest = max.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let mut half = LANES;
+    while half > 1 {
+        half /= 2;
+        for j in 0..half {
+            min[j] = if min[j + half] < min[j] { min[j + half] } else { min[j] };
+            max[j] = if max[j + half] > max[j] { max[j + half] } else { max[j] };
+            nan[j] |= nan[j + half];
+        }
+    }
     // Adding 0 turns -0 into 0, so that the sign does not tell which came first.
-    MinMax { min: least + 0.0, max: greatest + 0.0, has_nan: nan.into_iter().any(|nan| nan != 0) }
+    MinMax { min: min[0] + 0.0, max: max[0] + 0.0, has_nan: nan[0] != 0 }
 }
 
 /// Elements whose bins are computed before they are counted.

@@ -123,6 +123,31 @@ pub(crate) struct Dequantizing<'e, 'a> {
     pub(crate) width: usize,
 }
 
+/// [`Epilogue`] of [`Output::F32`], for tiles that end it in registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Scaling<'e, 'a> {
+    pub(crate) out: &'e mut Grid<'a, f32>,
+    /// What is added to the accumulators of each row; none for 0.
+    pub(crate) terms: &'a [i32],
+    pub(crate) bias: &'e [i32; NR],
+    pub(crate) multiplier: &'e [f32; NR],
+    /// First column of the panel, and the number that exist.
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+}
+
+/// [`Epilogue`] of [`Output::I32`], for tiles that end it in registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct Summing<'e, 'a> {
+    pub(crate) out: &'e mut Grid<'a, i32>,
+    /// What is added to the accumulators of each row; none for 0.
+    pub(crate) terms: &'a [i32],
+    pub(crate) bias: &'e [i32; NR],
+    /// First column of the panel, and the number that exist.
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+}
+
 impl<'a> Epilogue<'a> {
     /// # Panics
     ///
@@ -224,6 +249,29 @@ impl<'a> Epilogue<'a> {
                 column: self.column,
                 width: self.width,
             }),
+            _ => None,
+        }
+    }
+
+    /// What a tile of dequantized values needs to end them by itself.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn scaling(&mut self) -> Option<Scaling<'_, 'a>> {
+        let (terms, bias, multiplier) = (self.terms, &self.bias, &self.multiplier);
+        let (column, width) = (self.column, self.width);
+        match &mut self.output {
+            Output::F32 { out, .. } => Some(Scaling { out, terms, bias, multiplier, column, width }),
+            _ => None,
+        }
+    }
+
+    /// What a tile of accumulators needs to end them by itself.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn summing(&mut self) -> Option<Summing<'_, 'a>> {
+        let (terms, bias, column, width) = (self.terms, &self.bias, self.column, self.width);
+        match &mut self.output {
+            Output::I32 { out, .. } => Some(Summing { out, terms, bias, column, width }),
             _ => None,
         }
     }

@@ -3,12 +3,15 @@
 use std::arch::x86_64::*;
 
 use crate::requant::{Residual, Rounder, SHIFT};
-use crate::tile::{Dequantizing, Epilogue, Requantizing};
+use crate::tile::{Dequantizing, Epilogue, Requantizing, Scaling, Summing};
 
 /// Columns of one vector.
 const LANES: usize = 16;
 
-/// [`Epilogue::store`]: the same, faster for u8 outputs and rows of their own codes.
+/// What is added to the sums of each row where nothing is: the tiles have no more rows.
+const NO_TERMS: [i32; 16] = [0; 16];
+
+/// [`Epilogue::store`], in vectors.
 ///
 /// Not inlined: one epilogue serves the tiles of every height.
 #[inline(never)]
@@ -23,6 +26,10 @@ pub(super) fn finish<const W: usize>(
         requantize(sums, first, column, to);
     } else if let Some(to) = epilogue.dequantizing() {
         dequantize(sums, first, column, to);
+    } else if let Some(to) = epilogue.scaling() {
+        scale(sums, first, column, to);
+    } else if let Some(to) = epilogue.summing() {
+        sum(sums, first, column, to);
     } else {
         epilogue.store(sums, first, column);
     }
@@ -61,34 +68,106 @@ fn requantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to
     }
 }
 
+/// For each vector of the columns of a tile that exist, the first of which is column
+/// `$at` of `$to.out`: `$make` of its number, then for each row `$r` of the tile what
+/// `$end` makes of its sums, stored.
+macro_rules! store_rows {
+    ($sums:ident, $first:ident, $column:ident, $to:ident, |$v:ident| $make:expr, |$acc:ident, $r:ident, $with:pat_param| $end:expr) => {
+        let width = $to.width.saturating_sub($column).min(W);
+        let terms = match $to.terms {
+            [] => &NO_TERMS[..$sums.len()],
+            terms => &terms[$first..][..$sums.len()],
+        };
+        for $v in 0..width.div_ceil(LANES) {
+            let lanes = (width - $v * LANES).min(LANES);
+            let $with = $make;
+            let at = $to.column + $column + $v * LANES;
+            let (mut out, stride) = $to.out.block($first..$first + $sums.len(), at, lanes);
+            let rows = $sums.iter().zip(terms).enumerate();
+            if lanes == LANES {
+                for ($r, (sums, term)) in rows {
+                    let $acc = _mm512_add_epi32(load(sums, $v), _mm512_set1_epi32(*term));
+                    // SAFETY: `out` is the row's 16 elements.
+                    unsafe { _mm512_storeu_si512(out.cast(), $end) };
+                    out = out.wrapping_add(stride);
+                }
+            } else {
+                for ($r, (sums, term)) in rows {
+                    let $acc = _mm512_add_epi32(load(sums, $v), _mm512_set1_epi32(*term));
+                    // SAFETY: the mask has as many lanes as the row has elements.
+                    unsafe { _mm512_mask_storeu_epi32(out.cast(), mask(lanes), $end) };
+                    out = out.wrapping_add(stride);
+                }
+            }
+        }
+    };
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn dequantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to: Dequantizing<'_, '_>) {
-    let width = to.width.saturating_sub(column).min(W);
-    for v in 0..width.div_ceil(LANES) {
-        let lanes = (width - v * LANES).min(LANES);
-        let weights = load(&to.sums[column..], v);
-        let multiplier = _mm512_castsi512_ps(load(&to.multiplier[column..], v));
-        let offset = _mm512_castsi512_ps(load(&to.offset[column..], v));
-        let at = to.column + column + v * LANES;
-        let (mut out, stride) = to.out.block(first..first + sums.len(), at, lanes);
-        for (r, sums) in sums.iter().enumerate() {
-            let row = if to.scale.len() == 1 { 0 } else { first + r };
-            let (scale, zero) = (_mm512_set1_ps(to.scale[row]), _mm512_set1_epi32(to.zero[row]));
-            let term = _mm512_set1_epi32(to.terms.get(first + r).copied().unwrap_or(0));
-            let acc = _mm512_add_epi32(load(sums, v), term);
-            let acc = _mm512_sub_epi32(acc, _mm512_mullo_epi32(zero, weights));
-            let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_mul_ps(scale, multiplier));
-            let y = _mm512_add_ps(y, offset);
-            match lanes {
-                // SAFETY: `out` is the row's 16 elements.
-                LANES => unsafe { _mm512_storeu_ps(out, y) },
-                // SAFETY: the mask has as many lanes as the row has elements.
-                _ => unsafe { _mm512_mask_storeu_ps(out, mask(lanes), y) },
+    if let ([scale], [zero]) = (to.scale, to.zero) {
+        let (scale, zero) = (_mm512_set1_ps(*scale), _mm512_set1_epi32(*zero));
+        store_rows!(
+            sums,
+            first,
+            column,
+            to,
+            |v| {
+                let multiplier = _mm512_castsi512_ps(load(&to.multiplier[column..], v));
+                let shift = _mm512_mullo_epi32(zero, load(&to.sums[column..], v));
+                let offset = _mm512_castsi512_ps(load(&to.offset[column..], v));
+                (shift, _mm512_mul_ps(scale, multiplier), offset)
+            },
+            |acc, _r, (shift, factor, offset)| {
+                let y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift)), factor);
+                _mm512_castps_si512(_mm512_add_ps(y, offset))
             }
-            out = out.wrapping_add(stride);
-        }
+        );
+        return;
     }
+    let (scale, zero) = (&to.scale[first..][..sums.len()], &to.zero[first..][..sums.len()]);
+    store_rows!(
+        sums,
+        first,
+        column,
+        to,
+        |v| {
+            let multiplier = _mm512_castsi512_ps(load(&to.multiplier[column..], v));
+            let offset = _mm512_castsi512_ps(load(&to.offset[column..], v));
+            (load(&to.sums[column..], v), multiplier, offset)
+        },
+        |acc, r, (weights, multiplier, offset)| {
+            let shift = _mm512_mullo_epi32(_mm512_set1_epi32(zero[r]), weights);
+            let factor = _mm512_mul_ps(_mm512_set1_ps(scale[r]), multiplier);
+            let y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift)), factor);
+            _mm512_castps_si512(_mm512_add_ps(y, offset))
+        }
+    );
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn scale<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to: Scaling<'_, '_>) {
+    store_rows!(
+        sums,
+        first,
+        column,
+        to,
+        |v| { (load(&to.bias[column..], v), _mm512_castsi512_ps(load(&to.multiplier[column..], v))) },
+        |acc, _r, (bias, multiplier)| {
+            let acc = _mm512_cvtepi32_ps(_mm512_add_epi32(acc, bias));
+            _mm512_castps_si512(_mm512_mul_ps(acc, multiplier))
+        }
+    );
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn sum<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to: Summing<'_, '_>) {
+    store_rows!(sums, first, column, to, |v| load(&to.bias[column..], v), |acc, _r, bias| _mm512_add_epi32(
+        acc, bias
+    ));
 }
 
 /// The low byte of each lane.
