@@ -144,10 +144,14 @@ impl Encoder {
         let batch = h.len() / depth;
         let Packed::Codes(codes) = matrix else { return Left::Values(Matrix::new(h, batch, depth)) };
         let step = self.step.unwrap_or_else(|| {
+            // Rows that follow each other are looked at together.
             let mut range = MinMax { min: 0.0, max: 0.0, has_nan: false };
-            for n in (0..batch).filter(counts) {
-                let of_row = Kernels::best().min_max(&h[n * depth..][..depth]);
-                range = MinMax { min: range.min.min(of_row.min), max: range.max.max(of_row.max), ..range };
+            let mut row = 0;
+            while row < batch {
+                let end = (row..batch).find(|n| !counts(n)).unwrap_or(batch);
+                let found = Kernels::best().min_max(&h[row * depth..end * depth]);
+                range = MinMax { min: range.min.min(found.min), max: range.max.max(found.max), ..range };
+                row = end + 1;
             }
             Step::covering(range)
         });
