@@ -4,6 +4,7 @@ mod gradient;
 
 use std::sync::Arc;
 
+use lowbit_kernels::Grid;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, invalid};
@@ -15,7 +16,7 @@ use crate::parallel;
 use crate::tensor::{DType, Element, Tensor};
 
 use super::float;
-use super::vectorized::vectorized;
+use super::vectorized::{map_within, vectorized};
 
 /// A function of one element. Its scalar definition ([`Unary::f`]) is pure
 /// Rust, so that it gives the same bits on every machine; tables of quantized
@@ -151,6 +152,16 @@ impl Use<f32> for Into<'_> {
     }
 }
 
+/// A matrix, in place.
+struct Within<'m, 'a>(&'m mut Grid<'a, f32>);
+
+impl Use<f32> for Within<'_, '_> {
+    type Output = [f32; 2];
+    fn call(self, f: impl Fn(f32) -> f32 + Sync) -> [f32; 2] {
+        map_within(self.0, f)
+    }
+}
+
 impl Routine for Unary {
     fn run(&self, x: &[View<'_>], y: ViewMut<'_>, _: &mut [u8]) -> Result<()> {
         self.with_f32(Into { x: x[0].f32()?, y: y.f32()? });
@@ -231,6 +242,11 @@ macro_rules! definitions {
 impl Unary {
     definitions!(with_f32, f32, math32);
     definitions!(with_f64, f64, math64);
+
+    /// [`map_within`] of the function.
+    pub(crate) fn apply_within(self, matrix: &mut Grid<'_, f32>) -> [f32; 2] {
+        self.with_f32(Within(matrix))
+    }
 
     /// The function of one value: the definition.
     pub fn f(self, x: f32) -> f32 {

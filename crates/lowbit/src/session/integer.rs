@@ -2,6 +2,7 @@
 //! channels-last (NHWC).
 
 pub mod boundary;
+pub mod coded_rows;
 pub mod conv;
 pub mod dynamic;
 pub mod elementwise;

@@ -6,6 +6,7 @@
 //! result; and a QuantizeLinear takes over the operator before it, if that has
 //! a form that gives codes. What nothing reads any more is gone.
 
+mod chained;
 mod dynamic;
 mod images;
 mod layout;
@@ -61,6 +62,7 @@ pub fn lower(graph: &Graph, reasons: HashMap<String, String>) -> Result<(Graph, 
     let lowered = means::of_codes(&residual::fold_additions(&lowered)?)?;
     let report = lowering.report(&lowered);
     let lowered = transposed::read_in_place(&spelled::in_one(&lowered)?)?;
+    let lowered = chained::chained(&lowered)?;
     Ok((images::channels_last_images(&lowered)?, report))
 }
 

@@ -6,8 +6,11 @@ use lowbit_kernels::{Kernels, Matrix, MatrixMut, Panels, Product, Right};
 
 use crate::error::Result;
 use crate::op::{Fact, Op, Operand, Prepared, Routine, View, ViewMut};
+use crate::ops::binary::Arithmetic;
 use crate::ops::layout::Transpose;
 use crate::ops::linear::MatMul;
+use crate::ops::softmax::Softmax;
+use crate::ops::vectorized::vectorized;
 use crate::session::images::fact;
 use crate::session::stacks::{Axes, Stacks, Unit};
 use crate::tensor::{DType, Tensor};
@@ -22,11 +25,15 @@ const LINE: usize = 64;
 
 /// `y[.., m, n] = sum_k a[.., m, k] b[.., k, n]`, other axes broadcast, each a
 /// chain of fused multiply-adds: [`MatMul`] of f32 operands of rank 2 and more whose
-/// axes are in this order, bit for bit.
+/// axes are in this order, bit for bit; then what follows.
 #[derive(Clone, Debug, Default)]
 pub struct StackedMatMul {
     /// The order of the operands' axes.
     pub axes: Axes,
+    /// Multiplies or divides the product.
+    pub factor: Option<(Arithmetic, f32)>,
+    /// Whether [`Softmax`] of the rows comes last.
+    pub softmax: bool,
 }
 
 impl Op for StackedMatMul {
@@ -46,7 +53,11 @@ impl Op for StackedMatMul {
                 None => Ok(x[i].clone()),
             }
         };
-        MatMul.eval(&[&ordered(0)?, &ordered(1)?])
+        let mut y = MatMul.eval(&[&ordered(0)?, &ordered(1)?])?;
+        if let Some((op, factor)) = self.factor {
+            y = op.eval(&[&y[0], &Tensor::scalar(factor)])?;
+        }
+        if self.softmax { Softmax::new(-1).eval(&[&y[0]]) } else { Ok(y) }
     }
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
         let stacks = Stacks::new(&self.axes, x[0].shape, x[1].shape)?;
@@ -58,7 +69,8 @@ impl Op for StackedMatMul {
             return Ok(Prepared::Eval);
         }
         let together = KEPT / (width * depth).max(1) * width;
-        Prepared::routine(Stack { stacks, together, width })
+        let (factor, softmax) = (self.factor, self.softmax);
+        Prepared::routine(Stack { stacks, together, width, factor, softmax })
     }
     fn macs(&self, x: &[&Fact], y: &[&Fact]) -> u64 {
         self.axes.macs(x, y[0])
@@ -74,6 +86,8 @@ struct Stack {
     together: usize,
     /// Columns of a panel.
     width: usize,
+    factor: Option<(Arithmetic, f32)>,
+    softmax: bool,
 }
 
 impl Stack {
@@ -85,12 +99,30 @@ impl Stack {
         column != 1 || (contend && rows > Kernels::best().product_rows())
     }
 
-    /// Bytes that one task works with.
-    fn memory_of_a_task(&self) -> usize {
+    /// Elements of packed columns that one task holds, and those of products that
+    /// are not yet what they become.
+    fn held(&self) -> [usize; 2] {
         let [_, columns, depth] = self.stacks.size;
         let packed =
             if self.packs() { Panels::len(depth, columns.min(self.together), self.width) } else { 0 };
-        packed * size_of::<f32>() + LINE
+        [packed, if self.softmax { self.stacks.unit_rows * columns } else { 0 }]
+    }
+
+    /// Bytes that one task works with.
+    fn memory_of_a_task(&self) -> usize {
+        self.held().iter().sum::<usize>() * size_of::<f32>() + LINE
+    }
+
+    /// The product by its factor, in place.
+    fn scale(&self, y: &mut [f32]) {
+        vectorized(
+            #[inline(always)]
+            || match self.factor {
+                Some((Arithmetic::Div, by)) => y.iter_mut().for_each(|y| *y /= by),
+                Some((_, by)) => y.iter_mut().for_each(|y| *y *= by),
+                None => {}
+            },
+        );
     }
 
     /// Packs some columns of the matrix at the start of `b`.
@@ -116,12 +148,15 @@ impl Routine for Stack {
     fn run(&self, x: &[View<'_>], y: ViewMut<'_>, scratch: &mut [u8]) -> Result<()> {
         let (a, b, [_, columns, depth]) = (x[0].f32()?, x[1].f32()?, self.stacks.size);
         let (rows, packs) = (self.stacks.unit_rows, self.packs());
-        let multiply = |unit: Unit, y: &mut [f32], memory: &mut [u8]| {
+        let [packed, _] = self.held();
+        let multiply = |unit: Unit, result: &mut [f32], memory: &mut [u8]| {
             let skip = memory.as_ptr().align_offset(LINE).min(LINE);
-            let panels = bytemuck::pod_align_to_mut::<u8, f32>(&mut memory[skip..]).1;
+            let words = bytemuck::pod_align_to_mut::<u8, f32>(&mut memory[skip..]).1;
+            let (panels, values) = words.split_at_mut(packed);
+            let y = if self.softmax { &mut values[..result.len()] } else { &mut *result };
             let left = Matrix::strided(&a[unit.left..], rows, depth, self.stacks.left.strides[0]);
             let b = &b[unit.right..];
-            let mut rest = MatrixMut::new(y, rows, columns);
+            let mut rest = MatrixMut::new(&mut *y, rows, columns);
             for start in (0..columns).step_by(self.together) {
                 let count = self.together.min(columns - start);
                 let (mut out, others) = rest.split_cols(count);
@@ -137,6 +172,13 @@ impl Routine for Stack {
                 };
                 Kernels::best().product(&Product::new(left, right), &mut out);
             }
+            if self.softmax {
+                let y = &mut values[..result.len()];
+                self.scale(y);
+                Kernels::best().softmax(y, columns, result);
+            } else {
+                self.scale(result);
+            }
         };
         self.stacks.for_each_unit(y.f32()?, scratch, self.memory_of_a_task(), multiply);
         Ok(())
@@ -145,7 +187,12 @@ impl Routine for Stack {
         self.stacks.scratch(self.memory_of_a_task())
     }
     fn algorithm(&self) -> &'static str {
-        if self.packs() { "gemm, packed in the run" } else { "gemm" }
+        match (self.packs(), self.softmax) {
+            (true, true) => "gemm, packed in the run, softmax",
+            (true, false) => "gemm, packed in the run",
+            (false, true) => "gemm, softmax",
+            (false, false) => "gemm",
+        }
     }
 }
 
@@ -176,8 +223,16 @@ mod tests {
     /// Whether there is a routine for these operands, and it gives what `eval` does.
     fn equals_the_operator(axes: Axes, a: &[usize], b: &[usize]) -> bool {
         let (a, b) = (operand(a, &axes.0[0], 1), operand(b, &axes.0[1], 2));
-        let op = StackedMatMul { axes };
-        let known = [Operand::of(&a), Operand::of(&b)];
+        let factors = [None, Some((Arithmetic::Mul, 0.125)), Some((Arithmetic::Div, 3.0))];
+        let ops = factors.map(|factor| [false, true].map(|softmax| (factor, softmax)));
+        let ops = ops.into_iter().flatten();
+        let ops = ops.map(|(factor, softmax)| StackedMatMul { axes: axes.clone(), factor, softmax });
+        // All of them, also where one has no routine.
+        ops.map(|op| routine_equals_the_operator(&op, &a, &b)).fold(true, |all, one| all & one)
+    }
+
+    fn routine_equals_the_operator(op: &StackedMatMul, a: &Tensor, b: &Tensor) -> bool {
+        let known = [Operand::of(a), Operand::of(b)];
         if let Prepared::Eval = op.prepare(&known).unwrap() {
             return false;
         }
@@ -185,10 +240,10 @@ mod tests {
             let bits = y[0].slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             (y[0].shape().to_vec(), bits)
         };
-        let want = bits(op.eval(&[&a, &b]).unwrap());
+        let want = bits(op.eval(&[a, b]).unwrap());
         for threads in [1, 2] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let got = pool.install(|| eval_by_routine(&op, &[&a, &b]).unwrap());
+            let got = pool.install(|| eval_by_routine(op, &[a, b]).unwrap());
             assert!(bits(got) == want, "{op:?} of {a:?} and {b:?}, {threads} threads");
         }
         true

@@ -95,6 +95,13 @@ pub trait End<'a>: Copy + Send {
 
     /// The kernels' form for these columns of the weights, which go to `out`.
     fn output(self, columns: Range<usize>, out: Out<'a>) -> Output<'a>;
+
+    /// Multiplies, on this thread.
+    fn multiply(product: Product<'a, Self>) {
+        let Product { rows, weights, panels, end, out } = product;
+        let output = end.output(weights.columns_of(panels.clone()), out);
+        Kernels::best().gemm(&rows, weights, panels, output);
+    }
 }
 
 /// An [`Epilogue`], and what it adds.
@@ -228,7 +235,7 @@ impl<'a, E: End<'a>> Product<'a, E> {
         let together = Kernels::best().rows_together();
         let (tiles, panels) = (self.rows.count() / together, self.panels.len());
         if self.work() <= task || tiles.max(panels) < 2 {
-            return self.multiply();
+            return E::multiply(self);
         }
         let (first, second) = if tiles >= 2 * panels || panels < 2 {
             self.split_rows(tiles / 2 * together)
@@ -238,7 +245,8 @@ impl<'a, E: End<'a>> Product<'a, E> {
         rayon::join(|| first.spread(task), || second.spread(task));
     }
 
-    fn split_rows(self, at: usize) -> (Self, Self) {
+    /// The first `at` rows, and the others.
+    pub fn split_rows(self, at: usize) -> (Self, Self) {
         let Product { rows, weights, panels, end, out } = self;
         let (above, below) = out.split_rows(at);
         let part =
@@ -246,17 +254,13 @@ impl<'a, E: End<'a>> Product<'a, E> {
         (part(0..at, end, above), part(at..rows.count(), end.below(at), below))
     }
 
-    fn split_panels(self) -> (Self, Self) {
+    /// One half of the panels, and the other.
+    pub fn split_panels(self) -> (Self, Self) {
         let Product { rows, weights, panels: Range { start, end: last }, end, out } = self;
         let middle = start.midpoint(last);
         let at = weights.columns_of(start..middle).len();
         let (left, right) = out.split_columns(at);
         let part = |panels, end, out| Product { rows, weights, panels, end, out };
         (part(start..middle, end, left), part(middle..last, end.beside(at), right))
-    }
-
-    fn multiply(self) {
-        let output = self.end.output(self.weights.columns_of(self.panels.clone()), self.out);
-        Kernels::best().gemm(&self.rows, self.weights, self.panels, output);
     }
 }

@@ -21,7 +21,7 @@ pub fn read_in_place(graph: &Graph) -> Result<Graph> {
             b.replace(node, Arc::new(QMatMul { axes, ..product.clone() }), &inputs)
         } else if op.is::<MatMul>().is_some() && is_stacked(b, inputs) {
             let (axes, inputs) = in_place(b, &Axes::default(), inputs);
-            b.replace(node, Arc::new(StackedMatMul { axes }), &inputs)
+            b.replace(node, Arc::new(StackedMatMul { axes, ..StackedMatMul::default() }), &inputs)
         } else {
             b.copy(node, inputs)
         }
