@@ -46,7 +46,7 @@ pub struct Args {
     /// Print only the K values of least SQNR, the least first.
     #[arg(long, value_name = "K", value_parser = positive)]
     worst: Option<usize>,
-    /// Samples that run at once; all their float values are in memory.
+    /// Samples that run at once.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     batch: usize,
 }

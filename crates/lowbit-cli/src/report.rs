@@ -65,7 +65,7 @@ pub struct Args {
     /// Draw the K weights and the K activations that lose the most.
     #[arg(long, value_name = "K", default_value_t = 12)]
     worst: usize,
-    /// Samples that run at once; all their float values are in memory.
+    /// Samples that run at once.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     batch: usize,
 }

@@ -53,7 +53,7 @@ pub struct Args {
     /// Rules for each node, in TOML.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
-    /// Layers that are measured at once; by default one for each core.
+    /// Threads that measure, two layers at a time; by default one for each core.
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
     /// Samples that run at once.

@@ -103,7 +103,7 @@ pub struct Outcome {
 /// where the bar has one, or where time is up: with a folder, a search that was stopped and
 /// goes on ends with the same model as one that was not.
 ///
-/// At any time one batch with its activations is held for each core, beside the models;
+/// At any time two batches with their activations are held at most, beside the models;
 /// the float model's outputs are kept on disk.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 pub use builder::Builder;
 pub(crate) use names::{free, is_same};
+pub use run::Steps;
 pub use tape::Tape;
 
 use crate::error::{Result, invalid};

@@ -72,6 +72,8 @@ pub mod onnx;
 pub mod qconfig;
 pub mod quantize;
 
+mod kept;
+
 pub mod nn;
 
 pub mod passes;

@@ -1,6 +1,7 @@
 //! Where quantization changes a model: a float graph against its Q/DQ graph,
 //! value by value.
 
+mod following;
 mod shadow;
 
 use std::collections::{HashMap, HashSet};
@@ -10,12 +11,14 @@ use serde::Serialize;
 
 pub use shadow::{Shadow, ShadowError, ValueMetric, kl_divergence, shadow};
 
+use super::elements::elements;
 use crate::data::{Batch, inputs_of};
-use crate::error::{Error, Result, invalid};
+use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind, Var};
 use crate::ops::quantize::DequantizeLinear;
 use crate::passes::ChannelScales;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, KeptMemory, Tensor};
+use following::{follow, places};
 
 /// A value of less SQNR than this is [`Verdict::Broken`]: its error has a
 /// sixth of its power.
@@ -151,9 +154,9 @@ impl Comparison {
 /// Where the quantized model was equalized ([`ChannelScales`]), the channels of
 /// its values are scaled back first.
 ///
-/// Sums are of f64. The float values of one batch are held at a time: use
-/// small batches for large models. `progress` is called with the samples done,
-/// and its error stops the comparison.
+/// Sums are of f64. Both models run side by side, and a value is compared as soon as both have
+/// made it: memory is that of two runs of one batch. `progress` is called with the samples
+/// done, and its error stops the comparison.
 ///
 /// # Errors
 /// If there is no batch, the models' outputs or the shapes of a pair differ, or
@@ -164,33 +167,23 @@ pub fn compare(
     batches: impl Iterator<Item = Result<Batch>>,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Comparison> {
+    let _kept = KeptMemory::up_to(0);
     let pairs = Pairs::new(float, quantized)?;
-    let mut values = vec![Sums::default(); pairs.values.len()];
-    let mut outputs = vec![Sums::default(); pairs.outputs.len()];
+    let sites = pairs.sites(float, quantized);
+    let (ours, theirs) = (places(sites.iter().map(|s| s.0)), places(sites.iter().map(|s| s.1)));
+    let mut order: Vec<usize> = (0..sites.len()).collect();
+    order.sort_by_key(|place| sites[*place].1);
+    let mut sums = vec![Sums::default(); sites.len()];
     let mut samples = 0;
     for batch in batches {
         let batch = batch?;
-        let mut kept: HashMap<Var, (usize, Tensor)> = HashMap::new();
-        let in_float = |e: Error| e.at("the float model");
-        let want = float.run_with(&inputs_of(float, &batch).map_err(in_float)?, |v, _, t| {
-            if let Some(&(i, counterpart)) = pairs.by_float.get(&v) {
-                kept.insert(counterpart, (i, t.clone()));
-            }
-            Ok(())
-        });
-        let want = want.map_err(in_float)?;
-        let in_quantized = |e: Error| e.at("the quantized model");
-        let found = quantized.run_with(&inputs_of(quantized, &batch).map_err(in_quantized)?, |v, _, y| {
-            let Some((i, x)) = kept.remove(&v) else { return Ok(()) };
-            let scaled = pairs.scales[i].as_ref().map(|s| scaled_back(y, s)).transpose()?;
-            values[i]
-                .add(&x, scaled.as_ref().unwrap_or(y))
-                .map_err(|e| e.at(&float.value(pairs.values[i]).name))
-        });
-        let found = found.map_err(in_quantized)?;
-        for ((i, j), sums) in pairs.outputs.iter().zip(&mut outputs) {
-            sums.add(&want[*i], &found[*j])
-                .map_err(|e| e.at(format!("output {}", float_output(float, *i).0)))?;
+        let mut x = follow(FLOAT, float, inputs_of(float, &batch).map_err(|e| e.at(FLOAT))?, &ours)?;
+        let inputs = inputs_of(quantized, &batch).map_err(|e| e.at(QUANTIZED))?;
+        let mut y = follow(QUANTIZED, quantized, inputs, &theirs)?;
+        for &place in &order {
+            let (x, y) = (x.value(place)?, y.value(place)?);
+            let added = pairs.scaled_back(place, y).and_then(|y| sums[place].add(&x, &y));
+            added.map_err(|e| e.at(pairs.name(float, place)))?;
         }
         samples += batch.names.len();
         progress(samples)?;
@@ -198,24 +191,18 @@ pub fn compare(
     if samples == 0 {
         return Err(invalid!("the data holds no sample"));
     }
-    let values: Vec<ValueError> = pairs
-        .values
-        .iter()
-        .zip(&values)
-        .map(|(v, s)| value_error(float, &float.value(*v).name, *v, s))
+    let errors = sites.iter().zip(&sums).enumerate();
+    let mut values: Vec<ValueError> = errors
+        .map(|(place, ((v, _), sums))| value_error(float, pairs.name(float, place), *v, sums))
         .collect();
-    let outputs: Vec<ValueError> = pairs
-        .outputs
-        .iter()
-        .zip(&outputs)
-        .map(|((i, _), sums)| {
-            let (name, v) = float_output(float, *i);
-            value_error(float, name, v, sums)
-        })
-        .collect();
+    let outputs = values.split_off(pairs.values.len());
     let damage = pairs.damage(float, &values, &outputs, per_tensor_weights(quantized));
     Ok(Comparison { samples, values, outputs, damage })
 }
+
+/// What errors call the models.
+const FLOAT: &str = "the float model";
+const QUANTIZED: &str = "the quantized model";
 
 /// The error of a value `v` of the float model, called `name`.
 fn value_error(float: &Graph, name: &str, v: Var, sums: &Sums) -> ValueError {
@@ -226,16 +213,14 @@ fn value_error(float: &Graph, name: &str, v: Var, sums: &Sums) -> ValueError {
     }
 }
 
-fn float_output(graph: &Graph, i: usize) -> (&str, Var) {
+fn output(graph: &Graph, i: usize) -> (&str, Var) {
     graph.outputs().nth(i).expect("pairs are made of outputs")
 }
 
 /// Which values are compared.
 struct Pairs {
-    /// Values of the float model that have a counterpart, in evaluation order.
-    values: Vec<Var>,
-    /// Position in `values` and counterpart.
-    by_float: HashMap<Var, (usize, Var)>,
+    /// Values of the float model that have a counterpart, with it, in evaluation order.
+    values: Vec<(Var, Var)>,
     /// By position in `values`: what the counterpart's channels are multiplied by.
     scales: Vec<Option<Vec<f32>>>,
     /// Positions of outputs.
@@ -260,7 +245,7 @@ impl Pairs {
             let v = *by_name.get(format!("{name}_dq").as_str())?;
             quantized.made_by::<DequantizeLinear>(v).map(|_| v)
         };
-        let (mut values, mut by_float, mut taken) = (vec![], HashMap::new(), HashSet::new());
+        let (mut values, mut taken) = (vec![], HashSet::new());
         let last: HashSet<Var> = ours.iter().map(|(_, v)| *v).collect();
         for (v, node) in float.nodes().filter(|(_, n)| !matches!(n.kind, Kind::Const(_))) {
             for (slot, value) in node.outputs.iter().enumerate() {
@@ -273,14 +258,35 @@ impl Pairs {
                     && !last.contains(&v)
                     && taken.insert(counterpart)
                 {
-                    by_float.insert(v, (values.len(), counterpart));
-                    values.push(v);
+                    values.push((v, counterpart));
                 }
             }
         }
         let equalized = ChannelScales::of(quantized)?;
-        let scales = values.iter().map(|v| equalized.get(&float.value(*v).name)).collect();
-        Ok(Pairs { values, by_float, scales, outputs })
+        let scales = values.iter().map(|(v, _)| equalized.get(&float.value(*v).name)).collect();
+        Ok(Pairs { values, scales, outputs })
+    }
+
+    /// What is compared: the values, and the outputs after them, each with its counterpart.
+    fn sites(&self, float: &Graph, quantized: &Graph) -> Vec<(Var, Var)> {
+        let outputs = self.outputs.iter().map(|(i, j)| (output(float, *i).1, output(quantized, *j).1));
+        self.values.iter().copied().chain(outputs).collect()
+    }
+
+    /// What a site is called in the float model.
+    fn name<'a>(&self, float: &'a Graph, place: usize) -> &'a str {
+        match self.values.get(place) {
+            Some((v, _)) => &float.value(*v).name,
+            None => output(float, self.outputs[place - self.values.len()].0).0,
+        }
+    }
+
+    /// The counterpart `y` at a site, in the scales of the float model.
+    fn scaled_back(&self, place: usize, y: Tensor) -> Result<Tensor> {
+        match self.scales.get(place).and_then(Option::as_ref) {
+            Some(scales) => scaled_back(&y, scales),
+            None => Ok(y),
+        }
     }
 
     /// Where the damage of each broken output starts.
@@ -291,14 +297,14 @@ impl Pairs {
         outputs: &[ValueError],
         per_tensor_weights: bool,
     ) -> Vec<Damage> {
-        let mut errors: HashMap<Var, &ValueError> = self.values.iter().copied().zip(values).collect();
-        errors.extend(self.outputs.iter().map(|(i, _)| float_output(float, *i).1).zip(outputs));
+        let mut errors: HashMap<Var, &ValueError> = self.values.iter().map(|(v, _)| *v).zip(values).collect();
+        errors.extend(self.outputs.iter().map(|(i, _)| output(float, *i).1).zip(outputs));
         let before = sources(float, &errors);
         let broken = self.outputs.iter().zip(outputs).filter(|(_, e)| e.verdict == Verdict::Broken);
         broken
             .map(|((i, _), error)| {
                 let (mut at, mut before_db, mut most) = (error, f64::INFINITY, f64::NEG_INFINITY);
-                let way = needed(float, float_output(float, *i).1);
+                let way = needed(float, output(float, *i).1);
                 let in_order =
                     float.nodes().flat_map(|(v, n)| (0..n.outputs.len()).map(move |i| v.output(i)));
                 for v in in_order.filter(|v| way.contains(v)) {
@@ -333,7 +339,8 @@ pub(super) fn scaled_back(y: &Tensor, scales: &[f32]) -> Result<Tensor> {
         return Err(invalid!("has shape {:?} and {} scales of equalized channels", y.shape(), scales.len()));
     }
     let inner: usize = y.shape()[2..].iter().product();
-    let values = y.to_f32()?.into_iter().enumerate();
+    let values = elements(y)?;
+    let values = values.iter().enumerate();
     Tensor::new(y.shape(), values.map(|(i, y)| y * scales[i / inner % scales.len()]).collect())
 }
 
@@ -411,8 +418,8 @@ impl Sums {
                 y.shape()
             ));
         }
-        for (x, y) in x.to_f32()?.into_iter().zip(y.to_f32()?) {
-            let (x, y) = (f64::from(x), f64::from(y));
+        for (x, y) in elements(x)?.iter().zip(elements(y)?.iter()) {
+            let (x, y) = (f64::from(*x), f64::from(*y));
             let d = x - y;
             self.xx += x * x;
             self.yy += y * y;

@@ -69,7 +69,7 @@ pub struct Diagnosis {
 /// cannot hold, layers in float, operators that float makes faster, and samples unlike those of
 /// calibration. `docs/findings.md` says how each is measured, and its threshold.
 ///
-/// Beside one batch a thread and its activations, memory does not depend on the number of
+/// Beside two batches and their activations, memory does not depend on the number of
 /// samples. What is told of a sample is told of its whole batch: give batches of one sample.
 /// The result does not depend on `threads`, by default one for each core. `progress` is called
 /// with the batches done of either set, and its error stops the diagnosis.

@@ -17,7 +17,7 @@ use crate::passes::ChannelScales;
 use crate::qparams::{QParams, Range};
 use crate::quantize::weight;
 use crate::scheme::Mapping;
-use crate::tensor::Tensor;
+use crate::tensor::{KeptMemory, Tensor};
 use tally::Tally;
 
 /// The number of bins of a [`Distribution`].
@@ -108,6 +108,7 @@ pub fn activation_distributions<B: Iterator<Item = Result<Batch>>>(
     batches: impl Fn() -> B,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Distribution>> {
+    let _kept = KeptMemory::up_to(0);
     let equalized = ChannelScales::of(quantized)?;
     let points = points(float, quantized)?;
     let place: HashMap<Var, usize> = points.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();

@@ -2,14 +2,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::kept::Kept;
 use super::runner::Runner;
 use super::scores::{Scores, Scoring};
 use crate::data::{Batch, inputs_of};
 use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind};
+use crate::kept::Kept;
 use crate::op::Quant;
 use crate::quantize::{lock, mark, spread};
+use crate::tensor::KeptMemory;
 
 /// What the float model says of samples. Its outputs are kept on disk.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Runs `graph` on the samples, on so many threads, each of which holds one batch.
+    /// Runs `graph` on the samples, two batches at a time on so many threads.
     ///
     /// # Errors
     /// If there is no sample, or the model cannot be run.
@@ -37,7 +38,7 @@ impl Reference {
         let probabilities = is_softmax(graph);
         let seen = Mutex::new((Kept::new()?, Scoring::new(probabilities)));
         let run = |i: usize, batch: Result<Batch>| {
-            let batch = batch?;
+            let (_kept, batch) = (KeptMemory::up_to(0), batch?);
             let outputs = graph.run(&inputs_of(graph, &batch)?)?;
             let (kept, scoring) = &mut *lock(&seen);
             scoring.add(&outputs, &outputs, batch.labels.as_deref(), batch.names.len())?;
@@ -60,6 +61,7 @@ impl Reference {
         model: &dyn Runner,
         batches: impl Iterator<Item = Result<Batch>>,
     ) -> Result<Scores> {
+        let _kept = KeptMemory::up_to(0);
         let mut scoring = Scoring::new(self.probabilities);
         for (i, batch) in batches.enumerate() {
             let batch = batch?;

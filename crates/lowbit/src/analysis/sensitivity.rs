@@ -29,7 +29,7 @@ pub struct SensitivityOptions {
     /// Where results are kept as they come, one JSON object a line, and what was measured
     /// before is read from.
     pub resume: Option<PathBuf>,
-    /// Layers that are measured at once; one for each core if `None`.
+    /// Threads that measure, two layers at a time; one for each core if `None`.
     pub threads: Option<usize>,
 }
 
@@ -83,9 +83,9 @@ impl Sensitivity {
 /// `prepared` has observed. So each is the model that [`Prepared::convert`] would make of
 /// rules for this layer alone.
 ///
-/// `batches` is called once for each layer and once for the float model. Layers are spread
-/// over threads, each of which holds one batch and its activations; the outputs of the
-/// float model are kept on disk. The result does not depend on the number of
+/// `batches` is called once for each layer and once for the float model. Two layers are measured
+/// at a time, each on half of the threads and on one batch with its activations; the outputs of
+/// the float model are kept on disk. The result does not depend on the number of
 /// threads. `progress` is called with the number of layers done, those that a file from an
 /// earlier run has included; its error stops the measurement.
 ///

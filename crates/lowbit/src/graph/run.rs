@@ -78,62 +78,31 @@ impl Graph {
         watched: impl Fn(Var) -> bool,
         mut see: impl FnMut(Var, &Node, &Tensor) -> Result<()>,
     ) -> Result<Vec<Tensor>> {
-        self.run_changed(inputs, watched, |v, node, value| see(v, node, value))
+        self.check_inputs(inputs)?;
+        let mut steps = Steps { last: self.last_uses(), ..self.steps(watched) };
+        steps.values = self.given(inputs);
+        while let Some((v, value)) = steps.advance()? {
+            see(v, self.node(v), &value)?;
+        }
+        let output = |(name, v): &(String, Var)| {
+            steps.values[v.node][v.slot].clone().ok_or_else(|| invalid!("was not computed").at(name))
+        };
+        self.outputs.iter().map(output).collect()
     }
 
-    /// [`Graph::run`], in which `change` may put other values, of the same shape, in place of
-    /// those that are `watched`.
-    ///
-    /// # Errors
-    /// As [`Graph::run`], and what `change` returns.
-    pub fn run_changed(
-        &self,
-        inputs: &[Tensor],
-        watched: impl Fn(Var) -> bool,
-        mut change: impl FnMut(Var, &Node, &mut Tensor) -> Result<()>,
-    ) -> Result<Vec<Tensor>> {
-        self.check_inputs(inputs)?;
-        let last = self.last_uses();
-        let clamps = self.clamps(&watched);
-        let mut values = self.given(inputs);
-        for (i, node) in self.nodes.iter().enumerate() {
-            match &node.kind {
-                Kind::Input => {}
-                Kind::Const(t) => {
-                    values[i][0] = Some(t.clone());
-                    continue;
-                }
-                Kind::Apply { .. } if values[i].first().is_some_and(Option::is_some) => {}
-                Kind::Apply { op, inputs } => {
-                    let operands = operands(&mut values, inputs, |v| last[v.node] == i)?;
-                    let clamped = clamps[i].and_then(|Clamp { node, lo, hi }| {
-                        let made = op.eval_clamped(&operands.iter().collect::<Vec<_>>(), lo, hi)?;
-                        Some((node, made))
-                    });
-                    let (to, made) = match clamped {
-                        Some(clamped) => {
-                            operands.into_iter().for_each(recycle);
-                            clamped
-                        }
-                        None => (i, op.eval_owned(operands)),
-                    };
-                    let made = made.map_err(|e| e.at(op.name()).at(&node.name))?;
-                    values[to] = made.into_iter().map(Some).take(node.outputs.len()).collect();
-                }
-            }
-            for (slot, value) in values[i].iter_mut().enumerate() {
-                let v = Var { node: i, slot };
-                if let Some(value) = value.as_mut().filter(|_| watched(v)) {
-                    change(v, node, value)?;
-                }
-            }
+    /// A run that stops at each value that is `watched`, and has no inputs yet. Outputs that are
+    /// not watched are computed for nobody: like all values they are freed after their last use.
+    pub fn steps<W: Fn(Var) -> bool>(&self, watched: W) -> Steps<'_, W> {
+        Steps {
+            graph: self,
+            last: self.last_reads(),
+            clamps: self.clamps(&watched),
+            watched,
+            values: self.given(&[]),
+            sizes: HashMap::new(),
+            next: Var { node: 0, slot: 0 },
+            computed: false,
         }
-        self.outputs
-            .iter()
-            .map(|(name, v)| {
-                values[v.node][v.slot].clone().ok_or_else(|| invalid!("was not computed").at(name))
-            })
-            .collect()
     }
 
     /// For each node, the clamp that is the only reader of its only value, an
@@ -157,6 +126,15 @@ impl Graph {
 
     /// The last node that reads each node's values; outputs are read at the end.
     pub(super) fn last_uses(&self) -> Vec<usize> {
+        let mut last = self.last_reads();
+        for (_, v) in &self.outputs {
+            last[v.node] = usize::MAX;
+        }
+        last
+    }
+
+    /// The last node that reads each node's values; 0 if none does.
+    fn last_reads(&self) -> Vec<usize> {
         let mut last = vec![0; self.nodes.len()];
         for (i, n) in self.nodes.iter().enumerate() {
             if let Kind::Apply { inputs, .. } = &n.kind {
@@ -164,9 +142,6 @@ impl Graph {
                     last[v.node] = i;
                 }
             }
-        }
-        for (_, v) in &self.outputs {
-            last[v.node] = usize::MAX;
         }
         last
     }
@@ -194,16 +169,156 @@ impl Graph {
     }
 }
 
-fn check_input<'a>(value: &'a Value, x: &Tensor, bound: &mut HashMap<&'a str, usize>) -> Result<()> {
+/// A run that is gone on with as its values are asked for, so that several models can run side
+/// by side, value by value ([`Graph::steps`]).
+pub struct Steps<'g, W> {
+    graph: &'g Graph,
+    watched: W,
+    last: Vec<usize>,
+    clamps: Vec<Option<Clamp>>,
+    values: Values,
+    /// Sizes that named dimensions have.
+    sizes: HashMap<&'g str, usize>,
+    /// The value to be looked at next.
+    next: Var,
+    /// Whether the node of `next` has been computed.
+    computed: bool,
+}
+
+impl<W: Fn(Var) -> bool> Steps<'_, W> {
+    /// Gives the input of index `i` its value.
+    ///
+    /// # Errors
+    /// If there is no such input, or the value does not fit; the error names the input.
+    pub fn give(&mut self, i: usize, x: Tensor) -> Result<()> {
+        let v = *self.graph.inputs.get(i).ok_or_else(|| invalid!("the model has no input {i}"))?;
+        let value = self.graph.value(v);
+        check_input(value, &x, &mut self.sizes).map_err(|e| e.at(format!("input {}", value.name)))?;
+        self.values[v.node][v.slot] = Some(x);
+        Ok(())
+    }
+
+    /// Computes up to the next watched value. None at the end, and before an input that has not
+    /// been given yet.
+    ///
+    /// # Errors
+    /// If an operator fails; the error names the node.
+    pub fn advance(&mut self) -> Result<Option<(Var, Tensor)>> {
+        while let Some(node) = self.graph.nodes.get(self.next.node) {
+            let i = self.next.node;
+            if !self.computed {
+                if matches!(node.kind, Kind::Input) && self.values[i][0].is_none() {
+                    return Ok(None);
+                }
+                self.compute(i, node)?;
+                self.computed = true;
+            }
+            while self.next.slot < node.outputs.len() {
+                let v = self.next;
+                self.next.slot += 1;
+                if let Some(value) = &self.values[i][v.slot]
+                    && !matches!(node.kind, Kind::Const(_))
+                    && (self.watched)(v)
+                {
+                    return Ok(Some((v, value.clone())));
+                }
+            }
+            if self.last[i] <= i {
+                self.values[i].fill(None);
+            }
+            (self.next, self.computed) = (Var { node: i + 1, slot: 0 }, false);
+        }
+        Ok(None)
+    }
+
+    /// Puts another value in the place of the one that was shown last.
+    ///
+    /// # Errors
+    /// If no value was shown yet.
+    pub fn replace(&mut self, x: Tensor) -> Result<()> {
+        let Var { node, slot } = self.next;
+        let shown = slot.checked_sub(1).map(|slot| &mut self.values[node][slot]);
+        *shown.ok_or_else(|| invalid!("no value was shown"))? = Some(x);
+        Ok(())
+    }
+
+    /// Computes the values of node `i`, if a clamp was not computed with its operand.
+    fn compute(&mut self, i: usize, node: &Node) -> Result<()> {
+        let (op, inputs) = match &node.kind {
+            Kind::Input => return Ok(()),
+            Kind::Const(t) => {
+                self.values[i][0] = Some(t.clone());
+                return Ok(());
+            }
+            Kind::Apply { .. } if self.values[i].first().is_some_and(Option::is_some) => return Ok(()),
+            Kind::Apply { op, inputs } => (op, inputs),
+        };
+        let operands = operands(&mut self.values, inputs, |v| self.last[v.node] == i)?;
+        let clamped = self.clamps[i].and_then(|Clamp { node, lo, hi }| {
+            let made = op.eval_clamped(&operands.iter().collect::<Vec<_>>(), lo, hi)?;
+            Some((node, made))
+        });
+        let (to, made) = match clamped {
+            Some(clamped) => {
+                operands.into_iter().for_each(recycle);
+                clamped
+            }
+            None => (i, op.eval_owned(operands)),
+        };
+        let made = made.map_err(|e| e.at(op.name()).at(&node.name))?;
+        self.values[to] = made.into_iter().map(Some).take(node.outputs.len()).collect();
+        Ok(())
+    }
+}
+
+fn check_input<'a>(value: &'a Value, x: &Tensor, sizes: &mut HashMap<&'a str, usize>) -> Result<()> {
     let fact = &value.fact;
     let fits = fact.dtype == x.dtype()
         && fact.rank() == x.rank()
         && fact.shape.iter().zip(x.shape()).all(|(d, n)| match d {
             Dim::Known(d) => d == n,
-            Dim::Named(name) => *bound.entry(name).or_insert(*n) == *n,
+            Dim::Named(name) => *sizes.entry(name).or_insert(*n) == *n,
         });
     if fits {
         return Ok(());
     }
     Err(invalid!("the model takes {fact}, found {}{:?}", x.dtype(), x.shape()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::graph::Builder;
+    use crate::op::Fact;
+    use crate::ops::binary::Arithmetic;
+    use crate::ops::unary::Unary;
+
+    #[test]
+    fn steps_stop_at_watched_values_and_before_missing_inputs() {
+        let mut b = Builder::default();
+        let vector = || Fact::new(DType::F32, [Dim::Named("N".into())]);
+        let x = b.input("x", vector());
+        let a = b.apply("a", Arc::new(Unary::Neg), &[x]).unwrap();
+        let z = b.input("z", vector());
+        let y = b.apply("y", Arc::new(Arithmetic::Add), &[a, z]).unwrap();
+        let graph = b.finish([("y".to_string(), y), ("a".to_string(), a)]).unwrap();
+        let named = |found: Option<(Var, Tensor)>| {
+            found.map(|(v, t)| (graph.value(v).name.clone(), t.to_f32().unwrap()))
+        };
+        let mut steps = graph.steps(|v| graph.value(v).name != "x");
+        assert_eq!(named(steps.advance().unwrap()), None, "x is missing");
+        steps.give(0, Tensor::vector(vec![1f32, 2.0])).unwrap();
+        assert_eq!(named(steps.advance().unwrap()), Some(("a".into(), vec![-1.0, -2.0])));
+        assert_eq!(named(steps.advance().unwrap()), None, "z is missing");
+        for (i, x, says) in [(1, vec![1f32], "input z"), (2, vec![1.0, 2.0], "no input 2")] {
+            let error = steps.give(i, Tensor::vector(x)).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        steps.give(1, Tensor::vector(vec![10f32, 20.0])).unwrap();
+        assert_eq!(named(steps.advance().unwrap()), Some(("z".into(), vec![10.0, 20.0])));
+        assert_eq!(named(steps.advance().unwrap()), Some(("y".into(), vec![9.0, 18.0])));
+        assert_eq!(named(steps.advance().unwrap()), None);
+    }
 }

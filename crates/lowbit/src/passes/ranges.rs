@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
+use crate::kept::Kept;
 use crate::observer::{AnyObserver, Kind, ObserverConfig};
 use crate::quantize::{Prepared, Progress, Role, lock, spread, threads};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, KeptMemory, Tensor};
 
 /// What is tried, in the order of preference among equals.
 const CANDIDATES: [ObserverConfig; 6] = [
@@ -29,8 +30,8 @@ const CANDIDATES: [ObserverConfig; 6] = [
 /// `sum over outputs of |y - y'|^2 / |y|^2`
 ///
 /// with `y` what the float model gives. Candidates of equal scale and zero point count once;
-/// of equal costs the first stays. The batches and the float model's outputs are held in
-/// memory, and points are spread over threads; the result does not depend on their number.
+/// of equal costs the first stays. The batches and the float model's outputs are kept on disk; two
+/// points are measured at a time, each on half of the threads, whose number does not matter for the result.
 /// `progress` is called with the number of points done.
 ///
 /// `prepared` is calibrated. If no point asks for it, `batches` is not read.
@@ -47,15 +48,11 @@ pub fn measured_ranges(
     if asking.is_empty() {
         return Ok(prepared.clone());
     }
-    let float = |batch: Vec<Tensor>| Ok((prepared.graph().run(&batch)?, batch));
-    let reference: Vec<(Vec<Tensor>, Vec<Tensor>)> =
-        batches.map(|batch| float(batch?)).collect::<Result<_>>()?;
-    if reference.is_empty() {
-        return Err(invalid!("there is no data to measure ranges on: give at least one sample"));
-    }
+    let reference = Reference::of(prepared.graph(), batches)?;
     let chosen: Mutex<Vec<(usize, AnyObserver)>> = Mutex::new(vec![]);
     let done = AtomicUsize::new(0);
     let choose = |_, point: usize| {
+        let _kept = KeptMemory::up_to(0);
         let best = best(prepared, point, &reference).map_err(|e| e.at(&prepared.points()[point].name))?;
         lock(&chosen).push((point, best));
         progress(done.fetch_add(1, Ordering::Relaxed) + 1)
@@ -83,7 +80,7 @@ fn asking(prepared: &Prepared) -> impl Iterator<Item = usize> {
 }
 
 /// The observer of least cost for a point.
-fn best(prepared: &Prepared, point: usize, reference: &[(Vec<Tensor>, Vec<Tensor>)]) -> Result<AnyObserver> {
+fn best(prepared: &Prepared, point: usize, reference: &Reference) -> Result<AnyObserver> {
     let observer = &prepared.points()[point].observer;
     let mut tried = vec![];
     for config in CANDIDATES {
@@ -110,13 +107,39 @@ fn best(prepared: &Prepared, point: usize, reference: &[(Vec<Tensor>, Vec<Tensor
     Ok(best)
 }
 
+/// Batches, and what the float model gives for them, on disk.
+struct Reference {
+    inputs: Kept,
+    outputs: Kept,
+    batches: usize,
+}
+
+impl Reference {
+    fn of(graph: &Graph, batches: impl Iterator<Item = Result<Vec<Tensor>>>) -> Result<Reference> {
+        let _kept = KeptMemory::up_to(0);
+        let mut reference = Reference { inputs: Kept::new()?, outputs: Kept::new()?, batches: 0 };
+        for (i, batch) in batches.enumerate() {
+            let batch = batch?;
+            reference.outputs.add(i, &graph.run(&batch)?)?;
+            reference.inputs.add(i, &batch)?;
+            reference.batches += 1;
+        }
+        match reference.batches {
+            0 => Err(invalid!("there is no data to measure ranges on: give at least one sample")),
+            _ => Ok(reference),
+        }
+    }
+}
+
 /// The squared error of what `graph` gives, relative to the square of each output.
-fn cost(graph: &Graph, reference: &[(Vec<Tensor>, Vec<Tensor>)]) -> Result<f64> {
+fn cost(graph: &Graph, reference: &Reference) -> Result<f64> {
     let mut sums: Vec<(f64, f64)> = vec![];
-    for (wanted, batch) in reference {
-        let found = graph.run(batch)?;
+    for i in 0..reference.batches {
+        let gone = || invalid!("a batch is gone");
+        let found = graph.run(&reference.inputs.get(i)?.ok_or_else(gone)?)?;
+        let wanted = reference.outputs.get(i)?.ok_or_else(gone)?;
         sums.resize(wanted.len(), (0.0, 0.0));
-        for ((sum, wanted), found) in sums.iter_mut().zip(wanted).zip(&found) {
+        for ((sum, wanted), found) in sums.iter_mut().zip(&wanted).zip(&found) {
             if wanted.dtype() != DType::F32 || wanted.shape() != found.shape() {
                 continue;
             }

@@ -61,16 +61,13 @@ pub fn renormalize(
             |v| in_float(v).is_some(),
             |v, _, value| in_float(v).map_or(Ok(()), |layer| moments[layer].float.add(value)),
         )?;
-        converted.run_changed(
-            &batch,
-            |v| in_quantized(v).is_some(),
-            |v, _, value| {
-                let Some(layer) = in_quantized(v) else { return Ok(()) };
-                moments[layer].quantized.add(value)?;
-                *value = moments[layer].given_back(value)?;
-                Ok(())
-            },
-        )?;
+        let mut steps = converted.steps(|v| in_quantized(v).is_some());
+        batch.into_iter().enumerate().try_for_each(|(i, x)| steps.give(i, x))?;
+        while let Some((v, made)) = steps.advance()? {
+            let Some(layer) = in_quantized(v) else { continue };
+            moments[layer].quantized.add(&made)?;
+            steps.replace(moments[layer].given_back(&made)?)?;
+        }
         progress(i + 1)?;
     }
     if moments.iter().all(|moments| moments.float.count == 0) {

@@ -5,13 +5,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{KeptMemory, Tensor};
 
 /// Called after each batch with its number, from 1; an error stops the pass
 /// over the data.
 pub type Progress<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
-/// Runs `graph` on every batch, each on one of `threads` threads, and shows the
+/// Runs `graph` on every batch, two at a time on `threads` threads, and shows the
 /// values that are `watched` with the batch's index to `see`. On failure `abandon` is called,
 /// to release threads that wait in `see`.
 ///
@@ -31,6 +31,7 @@ pub fn run_all(
         threads,
         batches,
         |index, batch| {
+            let _kept = KeptMemory::up_to(0);
             let at = |e: Error| e.at(format!("calibration batch {index}"));
             graph
                 .run_watched(&batch.map_err(at)?, &watched, |v, _, value| see(index, v, value))
@@ -41,9 +42,13 @@ pub fn run_all(
     )
 }
 
-/// Does `work` for every item with its index, each on one of `threads` threads, inside
-/// which it does not spread further. On failure `abandon` is called, to release threads
-/// that wait in `work`.
+/// Items that are worked at at once: what they need of memory is then twice that of one, however
+/// many threads there are.
+const AT_ONCE: usize = 2;
+
+/// Does `work` for every item with its index. Two items at most are worked at at once; inside,
+/// each spreads over its half of the `threads`. On failure `abandon` is called, to release
+/// threads that wait in `work`.
 ///
 /// # Errors
 /// The first failure of `work`.
@@ -55,10 +60,9 @@ pub fn spread<T: Send>(
 ) -> Result<()> {
     let queue = Mutex::new(items.enumerate());
     let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let take_part = || -> Result<()> {
-        // Items are what is spread over the cores; inside, each runs on one.
+    let take_part = |threads: usize| -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
+            .num_threads(threads)
             .use_current_thread()
             .build()
             .map_err(|e| invalid!("cannot start a thread: {e}"))?;
@@ -69,21 +73,27 @@ pub fn spread<T: Send>(
         }
         Ok(())
     };
+    let lanes = threads.clamp(1, AT_ONCE);
+    let lane = |lane: usize| {
+        let own = threads / lanes + usize::from(lane < threads % lanes);
+        if let Err(e) = take_part(own.max(1)) {
+            // The first failure is the cause; the others follow from it.
+            lock(&failure).get_or_insert(e);
+            abandon();
+        }
+    };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                if let Err(e) = take_part() {
-                    // The first failure is the cause; the others follow from it.
-                    lock(&failure).get_or_insert(e);
-                    abandon();
-                }
-            });
+        let lane = &lane;
+        let running: Vec<_> = (0..lanes).map(|i| scope.spawn(move || lane(i))).collect();
+        // Once a thread is joined, what it kept is free.
+        for thread in running {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// The number of threads that batches are spread over.
+/// The number of threads that work at batches.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -75,8 +75,8 @@ pub(crate) fn recycle(t: Tensor) {
 }
 
 /// While it lives, its thread keeps the memory of tensors up to another limit than
-/// 32 MiB. A training loop that holds one asks the system for the memory of a step
-/// but once; a step needs about that of all activations of a batch.
+/// 32 MiB. What is to need little memory keeps none. A training loop that keeps that of all
+/// activations of a batch, about what a step needs, asks the system for it but once.
 ///
 /// ```
 /// let memory = lowbit::tensor::KeptMemory::up_to(1 << 30);
@@ -84,7 +84,7 @@ pub(crate) fn recycle(t: Tensor) {
 /// drop(memory);
 /// ```
 #[derive(Debug)]
-#[must_use = "the limit is lowered again when this is dropped"]
+#[must_use = "the limit is what it was when this is dropped"]
 pub struct KeptMemory {
     before: usize,
     thread: PhantomData<*const ()>,
@@ -93,20 +93,24 @@ pub struct KeptMemory {
 impl KeptMemory {
     /// Keeps up to this many bytes.
     pub fn up_to(bytes: usize) -> KeptMemory {
-        let most = bytes / size_of::<f32>();
-        let before = KEPT.with_borrow_mut(|kept| std::mem::replace(&mut kept.most, most));
+        let before = KEPT.with_borrow_mut(|kept| kept.limit(bytes / size_of::<f32>()));
         KeptMemory { before, thread: PhantomData }
+    }
+}
+
+impl Kept {
+    /// Sets the limit and frees what is beyond it. Returns the limit before.
+    fn limit(&mut self, most: usize) -> usize {
+        while self.held > most {
+            self.held -= self.free.pop().map_or(self.held, |v| v.capacity());
+        }
+        std::mem::replace(&mut self.most, most)
     }
 }
 
 impl Drop for KeptMemory {
     fn drop(&mut self) {
-        KEPT.with_borrow_mut(|kept| {
-            kept.most = self.before;
-            while kept.held > kept.most {
-                kept.held -= kept.free.pop().map_or(kept.held, |v| v.capacity());
-            }
-        });
+        KEPT.with_borrow_mut(|kept| kept.limit(self.before));
     }
 }
 
@@ -139,7 +143,7 @@ mod tests {
         assert_eq!(KEPT.with_borrow(|kept| kept.free.len()), 4);
     }
     #[test]
-    fn the_limit_is_raised_for_a_while() {
+    fn the_limit_is_another_for_a_while() {
         let free = || KEPT.with_borrow(|kept| (kept.free.len(), kept.held));
         let give = || {
             let taken: Vec<Vec<f32>> = (0..6).map(|_| buffer(MOST / 4)).collect();
@@ -151,6 +155,13 @@ mod tests {
             assert_eq!(free(), (6, 6 * MOST / 4));
             drop(memory);
             assert_eq!(free(), (4, MOST));
+            give();
+            assert_eq!(free(), (4, MOST));
+            let none = KeptMemory::up_to(0);
+            assert_eq!(free(), (0, 0));
+            give();
+            assert_eq!(free(), (0, 0));
+            drop(none);
             give();
             assert_eq!(free(), (4, MOST));
         });

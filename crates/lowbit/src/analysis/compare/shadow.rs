@@ -1,19 +1,19 @@
 //! What each layer adds to the error, told apart from what it has inherited.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::super::scores::divergence;
-use super::{Pairs, Sums, ValueError, float_output, scaled_back};
+use super::following::{Places, follow, places};
+use super::{FLOAT, Pairs, QUANTIZED, Sums, ValueError, scaled_back};
 use crate::data::{Batch, inputs_of};
-use crate::error::{Error, Result, invalid};
+use crate::error::{Result, invalid};
 use crate::graph::{Builder, Graph, Kind, Var};
 use crate::op::{Op, Quant};
 use crate::ops::quantize::{DequantizeLinear, QuantizeLinear};
 use crate::ops::shape::Identity;
-use crate::tensor::Tensor;
+use crate::tensor::{KeptMemory, Tensor};
 
 /// A caller's own measure of a quantized value, the second, against the float one.
 pub type ValueMetric<'a> = dyn Fn(&Tensor, &Tensor) -> f64 + 'a;
@@ -72,7 +72,8 @@ impl Shadow {
 /// reaches to the next value that both models have; an activation function that alone
 /// reads a value belongs to the layer before it.
 ///
-/// The values of all three models for one batch are held at a time. `progress` is called
+/// The three models run side by side, and a value is compared as soon as all have made it: of one
+/// batch, what each needs to go on is held. `progress` is called
 /// with the samples done, and its error stops the comparison.
 ///
 /// # Errors
@@ -84,54 +85,34 @@ pub fn shadow(
     metric: Option<&ValueMetric<'_>>,
     progress: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Shadow> {
+    let _kept = KeptMemory::up_to(0);
     let pairs = Pairs::new(float, quantized)?;
-    let fed = Fed::new(float, quantized, &pairs)?;
-    let float_values: Vec<Var> = pairs
-        .values
-        .iter()
-        .copied()
-        .chain(pairs.outputs.iter().map(|(i, _)| float_output(float, *i).1))
-        .collect();
-    let place: HashMap<Var, usize> = float_values.iter().enumerate().map(|(i, v)| (*v, i)).collect();
-    let counterparts = fed.counterparts.iter().enumerate().map(|(i, v)| (*v, i));
-    let counterparts: HashMap<Var, usize> = counterparts.collect();
-    let mut errors = vec![Parts::default(); float_values.len()];
+    let sites = pairs.sites(float, quantized);
+    let fed = Fed::new(float, quantized, &pairs, &sites)?;
+    let (ours, theirs) = (places(sites.iter().map(|s| s.0)), places(sites.iter().map(|s| s.1)));
+    let mut errors = vec![Parts::default(); sites.len()];
     let mut samples = 0;
     for batch in batches {
         let batch = batch?;
         let n = batch.names.len();
-        let kept = |graph: &Graph, inputs: &[Tensor], places: &HashMap<Var, usize>| {
-            let mut values: Vec<Option<Tensor>> = vec![None; float_values.len()];
-            graph.run_watched(
-                inputs,
-                |v| places.contains_key(&v),
-                |v, _, t| {
-                    values[places[&v]] = Some(t.clone());
-                    Ok(())
-                },
-            )?;
-            Ok::<_, Error>(values)
-        };
-        let inputs = inputs_of(float, &batch).map_err(|e| e.at("the float model"))?;
-        let x = kept(float, &inputs, &place).map_err(|e| e.at("the float model"))?;
-        let mut inputs = inputs_of(quantized, &batch).map_err(|e| e.at("the quantized model"))?;
-        let y = kept(quantized, &inputs, &counterparts).map_err(|e| e.at("the quantized model"))?;
-        for &i in &fed.values {
-            let value = x[i].as_ref().ok_or_else(|| invalid!("a value was not computed"))?;
-            let divided = pairs.scales[i].as_ref().map(|scales| {
+        let mut x = follow(FLOAT, float, inputs_of(float, &batch).map_err(|e| e.at(FLOAT))?, &ours)?;
+        let inputs = inputs_of(quantized, &batch).map_err(|e| e.at(QUANTIZED))?;
+        let mut z = follow(QUANTIZED, &fed.graph, inputs.clone(), &fed.places)?;
+        let mut y = follow(QUANTIZED, quantized, inputs, &theirs)?;
+        for &place in &fed.order {
+            let (y_here, x_here) = (y.value(place)?, x.value(place)?);
+            let z_here = z.value(place)?;
+            let added = (|| {
+                let (y, z) = (pairs.scaled_back(place, y_here)?, pairs.scaled_back(place, z_here)?);
+                errors[place].add(&x_here, &y, &z, metric.map(|metric| (metric, n)))
+            })();
+            added.map_err(|e| e.at(pairs.name(float, place)))?;
+            let Some(input) = fed.inputs[place] else { continue };
+            let divided = pairs.scales[place].as_ref().map(|scales| {
                 let inverse: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
-                scaled_back(value, &inverse)
+                scaled_back(&x_here, &inverse)
             });
-            inputs.push(divided.transpose()?.unwrap_or_else(|| value.clone()));
-        }
-        let z = fed.graph.run(&inputs).map_err(|e| e.at("the quantized model"))?;
-        for (i, ((x, y), z)) in x.iter().zip(&y).zip(&z).enumerate() {
-            let (Some(x), Some(y)) = (x, y) else { continue };
-            let scales = pairs.scales.get(i).and_then(Option::as_ref);
-            let back = |t: &Tensor| scales.map_or_else(|| Ok(t.clone()), |s| scaled_back(t, s));
-            errors[i]
-                .add(x, &back(y)?, &back(z)?, metric.map(|metric| (metric, n)))
-                .map_err(|e| e.at(&float.value(float_values[i]).name))?;
+            z.give(input, divided.transpose()?.unwrap_or(x_here))?;
         }
         samples += n;
         progress(samples)?;
@@ -140,22 +121,23 @@ pub fn shadow(
         return Err(invalid!("the data holds no sample"));
     }
     let values =
-        float_values.iter().zip(&errors).map(|(v, parts)| parts.error(float, *v, samples, metric.is_some()));
+        sites.iter().zip(&errors).map(|((v, _), parts)| parts.error(float, *v, samples, metric.is_some()));
     Ok(Shadow { samples, values: values.collect() })
 }
 
 /// The quantized model in which layers read values of the float model.
 struct Fed {
     graph: Graph,
-    /// Positions in [`Pairs::values`] of the inputs after those of the model.
-    values: Vec<usize>,
-    /// In the quantized model, the counterparts of the values and then the outputs; those
-    /// of `graph` are its outputs, in the same order.
-    counterparts: Vec<Var>,
+    /// By site: the input for the float value there, if layers read it.
+    inputs: Vec<Option<usize>>,
+    /// The sites of its values.
+    places: Places,
+    /// The sites, in the order in which their values are computed, each before its input.
+    order: Vec<usize>,
 }
 
 impl Fed {
-    fn new(float: &Graph, quantized: &Graph, pairs: &Pairs) -> Result<Fed> {
+    fn new(float: &Graph, quantized: &Graph, pairs: &Pairs, sites: &[(Var, Var)]) -> Result<Fed> {
         let uses = float.uses();
         let clamped: Vec<Var> = float
             .applied()
@@ -163,34 +145,41 @@ impl Fed {
             .map(|(.., inputs)| inputs[0])
             .filter(|v| uses.of(*v) == 1)
             .collect();
-        let position: HashMap<Var, usize> = pairs.by_float.values().map(|(i, v)| (*v, *i)).collect();
-        let mut made: Vec<Option<Var>> = vec![None; pairs.values.len()];
-        let mut values = vec![];
+        let of_value = places(sites.iter().map(|(_, counterpart)| *counterpart));
+        let mut inputs = vec![None; sites.len()];
+        let (mut order, mut shown, mut given) = (vec![], vec![], quantized.inputs().len());
         let mut b = Builder::default();
         let mut feed = |b: &mut Builder, v: Var, made_here: Var, steps: Option<&[Var]>| -> Result<Var> {
-            let Some(&i) = position.get(&v) else { return Ok(made_here) };
-            made[i] = Some(made_here);
-            if clamped.contains(&pairs.values[i]) {
-                return Ok(made_here);
+            let mut read = made_here;
+            for &place in of_value.get(&v).into_iter().flatten() {
+                // A copy: outputs are renamed.
+                let name = format!("shadow_{place}");
+                shown.push((name.clone(), b.apply(&name, Arc::new(Identity), &[made_here])?));
+                order.push(place);
+                if place >= pairs.values.len() || clamped.contains(&sites[place].0) {
+                    continue;
+                }
+                let name = format!("{}_float", quantized.value(v).name);
+                read = b.input(&name, b.fact(made_here).clone());
+                inputs[place] = Some(given);
+                given += 1;
+                let Some(steps) = steps else { continue };
+                let dequantize = made_by(quantized, v)?;
+                let quantize = made_by(quantized, quantized_by(quantized, v).map_or(v, |(q, _)| q))?;
+                let q = b.apply(&format!("{name}_q"), quantize, &[&[read], steps].concat())?;
+                read = b.apply(&format!("{name}_dq"), dequantize, &[&[q], steps].concat())?;
             }
-            let name = format!("{}_float", quantized.value(v).name);
-            let x = b.input(&name, b.fact(made_here).clone());
-            values.push(i);
-            let Some(steps) = steps else { return Ok(x) };
-            let dequantize = made_by(quantized, v)?;
-            let quantize = made_by(quantized, quantized_by(quantized, v).map_or(v, |(q, _)| q))?;
-            let q = b.apply(&format!("{name}_q"), quantize, &[&[x], steps].concat())?;
-            b.apply(&format!("{name}_dq"), dequantize, &[&[q], steps].concat())
+            Ok(read)
         };
         // The model's own inputs come first.
-        let inputs: Vec<Var> = quantized.inputs().map(|(_, v)| b.input(&v.name, v.fact.clone())).collect();
-        let mut inputs_fed = vec![];
-        for ((v, _), new) in quantized.inputs().zip(&inputs) {
-            inputs_fed.push(feed(&mut b, v, *new, None)?);
+        let own: Vec<Var> = quantized.inputs().map(|(_, v)| b.input(&v.name, v.fact.clone())).collect();
+        let mut fed = vec![];
+        for ((v, _), new) in quantized.inputs().zip(&own) {
+            fed.push(feed(&mut b, v, *new, None)?);
         }
-        let outputs = quantized.replay_onto(
+        quantized.replay_onto(
             &mut b,
-            |_, i, _| inputs_fed.get(i).copied().ok_or_else(|| invalid!("an input is missing")),
+            |_, i, _| fed.get(i).copied().ok_or_else(|| invalid!("an input is missing")),
             |b, value, t| Ok(b.constant(&value.name, t.clone())),
             |b, v, node, inputs| {
                 let new = b.copy(node, inputs)?;
@@ -198,19 +187,12 @@ impl Fed {
                 new.into_iter().enumerate().map(|(slot, new)| feed(b, v.output(slot), new, steps)).collect()
             },
         )?;
-        let wanted = made.iter().map(|v| v.ok_or_else(|| invalid!("a value was not rebuilt")));
-        let wanted = wanted.chain(pairs.outputs.iter().map(|(_, j)| Ok(outputs[*j])));
-        let mut named = vec![];
-        for (i, v) in wanted.enumerate() {
-            // Outputs are renamed: a value that is one twice, or an input, is copied.
-            let name = format!("shadow_{i}");
-            named.push((name.clone(), b.apply(&name, Arc::new(Identity), &[v?])?));
+        if order.len() != sites.len() {
+            return Err(invalid!("a value was not rebuilt"));
         }
-        let graph = b.finish(named)?;
-        let outputs: Vec<Var> = quantized.outputs().map(|(_, v)| v).collect();
-        let of_values = (0..pairs.values.len()).map(|i| pairs.by_float[&pairs.values[i]].1);
-        let counterparts = of_values.chain(pairs.outputs.iter().map(|(_, j)| outputs[*j])).collect();
-        Ok(Fed { graph, values, counterparts })
+        let graph = b.finish(shown)?;
+        let shown = order.iter().zip(graph.outputs()).map(|(place, (_, v))| (v, vec![*place])).collect();
+        Ok(Fed { graph, inputs, places: shown, order })
     }
 }
 

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::error::Error;
 use crate::graph::Builder;
 use crate::op::{Dim, Fact};
 use crate::ops::binary::Arithmetic;
@@ -275,4 +276,29 @@ fn what_stays_in_float_has_no_error_in_the_shadow() {
     for e in shadowed(&float, &float, &[DATA]).values {
         assert_eq!((e.own.sqnr_db, e.inherited_db, e.own_metric), (f64::INFINITY, f64::INFINITY, Some(0.0)));
     }
+}
+
+#[test]
+fn values_that_are_computed_in_another_order_are_paired() {
+    let branches = |order: [&str; 2]| {
+        let mut b = Builder::default();
+        let x = b.input("x", Fact::new(DType::F32, [Dim::Named("N".into()), Dim::Known(2)]));
+        let w = b.constant("w", Tensor::new(&[2, 2], PLAIN.to_vec()).unwrap());
+        let made = order.map(|name| {
+            let x = if name == "a" { x } else { b.apply("minus", Arc::new(Unary::Neg), &[x]).unwrap() };
+            b.apply(name, Arc::new(MatMul), &[x, w]).unwrap()
+        });
+        let [a, c] = if order[0] == "a" { made } else { [made[1], made[0]] };
+        let y = b.apply("y", Arc::new(Arithmetic::Sub), &[a, c]).unwrap();
+        b.finish([("y".to_string(), y), ("c".to_string(), c)]).unwrap()
+    };
+    let (one, other) = (branches(["a", "c"]), branches(["c", "a"]));
+    let c = run(&one, &other, DATA).unwrap();
+    let found: Vec<(&str, f64)> =
+        c.values.iter().chain(&c.outputs).map(|e| (e.value.as_str(), e.sqnr_db)).collect();
+    let equal = |name| (name, f64::INFINITY);
+    assert_eq!(found, ["x", "a", "minus", "y", "c"].map(equal));
+    let s = shadowed(&one, &quantized(&other, false, DATA), &[DATA, DATA]);
+    assert_eq!((s.samples, s.values.len()), (6, 5));
+    assert!(s.values.iter().all(|e| e.own.sqnr_db > 30.0 && e.whole.sqnr_db > 30.0), "{s:?}");
 }

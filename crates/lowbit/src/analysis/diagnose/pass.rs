@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use super::inputs::Inputs;
 use super::seen::Seen;
 use super::sites::Sites;
+use crate::analysis::elements::elements;
 use crate::data::{Batch, inputs_of};
 use crate::error::{Result, invalid};
 use crate::graph::{Graph, Kind, Var};
 use crate::observer::{AnyObserver, Kind as Observer};
 use crate::qparams::Range;
 use crate::quantize::{InTurn, Progress, lock, spread};
-use crate::tensor::Tensor;
+use crate::tensor::{KeptMemory, Tensor};
 
 /// What was seen of a point.
 #[derive(Clone, Debug)]
@@ -104,7 +105,7 @@ pub(super) fn pass(
     let inputs = InTurn::new((Inputs::default(), 0, vec![]));
     let broken: Mutex<BTreeMap<Var, Broken>> = Mutex::default();
     let work = |i: usize, batch: Result<Batch>| -> Result<()> {
-        let batch = batch?;
+        let (_kept, batch) = (KeptMemory::up_to(0), batch?);
         let sample = name_of(&batch);
         let tensors = inputs_of(graph, &batch)?;
         inputs.change(i, |(inputs, samples, counts)| {
@@ -172,10 +173,7 @@ fn not_finite(t: &Tensor) -> [u64; 2] {
         let nan = x.iter().filter(|x| x.is_nan()).count() as u64;
         [nan, x.iter().filter(|x| !x.is_finite()).count() as u64 - nan]
     };
-    match t.slice::<f32>() {
-        Ok(x) => count(x),
-        Err(_) => t.to_f32().map_or([0, 0], |x| count(&x)),
-    }
+    elements(t).map_or([0, 0], |x| count(&x))
 }
 
 /// The values that are not finite although all that they are made of is, with the number of

@@ -2,6 +2,7 @@
 
 use lowbit_kernels::Kernels;
 
+use crate::analysis::elements::elements;
 use crate::error::Result;
 use crate::qparams::Range;
 use crate::tensor::Tensor;
@@ -68,14 +69,8 @@ impl Seen {
         limits: Option<Range>,
         sample: &str,
     ) -> Result<bool> {
-        let converted;
-        let x: &[f32] = match value.slice() {
-            Ok(x) => x,
-            Err(_) => {
-                converted = value.to_f32()?;
-                &converted
-            }
-        };
+        let x = elements(value)?;
+        let x = x.as_ref();
         if x.is_empty() {
             return Ok(true);
         }

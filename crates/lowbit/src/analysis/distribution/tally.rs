@@ -1,9 +1,8 @@
 //! The sums of a distribution: ranges in a first pass, counts and errors in a second.
 
-use std::borrow::Cow;
-
 use super::{BINS, ChannelRange, Distribution, Mapped};
 use crate::analysis::Place;
+use crate::analysis::elements::elements;
 use crate::error::{Result, invalid};
 use crate::qparams::{QParams, Range};
 use crate::scheme::{Granularity, Mapping, Scheme};
@@ -87,7 +86,7 @@ impl Tally {
             let (n, have) = (groups.count(), self.params.scale.len());
             return Err(invalid!("shape {:?} has {n} groups, its codes have {have} scales", x.shape()));
         }
-        let values = values(x)?;
+        let values = elements(x)?;
         for (run, g) in groups.runs() {
             let range = values[run].iter().filter(|x| x.is_finite()).fold(self.groups[g], |range, &x| {
                 let one = Range { lo: x, hi: x };
@@ -137,7 +136,7 @@ impl Tally {
     /// # Errors
     /// If the scales do not fit the shape.
     pub fn count(&mut self, x: &Tensor) -> Result<()> {
-        let values = values(x)?;
+        let values = elements(x)?;
         let (clip_lo, clip_hi) = self.clip();
         let half = self.step().unwrap_or(0.0) / 2.0;
         let bins = BINS as f64 / (self.hi - self.lo);
@@ -171,7 +170,7 @@ impl Tally {
         let groups = self.params.scheme.granularity.groups(w.shape())?;
         let covered: Vec<Range> = (0..groups.count()).map(|g| self.covered(g)).collect();
         let mut channels: Vec<Option<ChannelRange>> = vec![None; along.count()];
-        for (i, &x) in values(w)?.iter().enumerate().filter(|(_, x)| x.is_finite()) {
+        for (i, &x) in elements(w)?.iter().enumerate().filter(|(_, x)| x.is_finite()) {
             let (element, codes) = (Range { lo: x, hi: x }, covered[groups.of(i)]);
             let channel = &mut channels[along.of(i)];
             *channel = Some(match *channel {
@@ -214,14 +213,6 @@ impl Tally {
             channels: vec![],
             counts: self.counts,
         }
-    }
-}
-
-/// The elements as f32, without a copy where they are.
-fn values(x: &Tensor) -> Result<Cow<'_, [f32]>> {
-    match x.slice::<f32>() {
-        Ok(values) => Ok(Cow::Borrowed(values)),
-        Err(_) => Ok(Cow::Owned(x.to_f32()?)),
     }
 }
 

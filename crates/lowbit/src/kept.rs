@@ -10,7 +10,7 @@ use crate::tensor::{DType, Tensor};
 
 /// Tensors by batch, in a file without a name that is gone with the value.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub struct Kept {
     file: Mutex<File>,
     batches: Vec<Option<Batch>>,
     end: u64,
@@ -41,18 +41,21 @@ impl Kept {
     /// # Errors
     /// If they cannot be written.
     pub fn add(&mut self, index: usize, tensors: &[Tensor]) -> Result<()> {
-        let bytes: Vec<Vec<u8>> = tensors.iter().map(Tensor::to_bytes).collect();
-        let bytes = bytes.concat();
-        let mut crc = flate2::Crc::new();
-        crc.update(&bytes);
         let mut file = lock(&self.file);
-        file.seek(SeekFrom::Start(self.end)).and_then(|_| file.write_all(&bytes)).map_err(failed)?;
-        let shapes = tensors.iter().map(|t| (t.dtype(), t.shape().to_vec(), t.byte_len())).collect();
+        file.seek(SeekFrom::Start(self.end)).map_err(failed)?;
+        let (mut crc, mut end, mut shapes) = (flate2::Crc::new(), self.end, vec![]);
+        for t in tensors {
+            let bytes = t.to_bytes();
+            crc.update(&bytes);
+            file.write_all(&bytes).map_err(failed)?;
+            shapes.push((t.dtype(), t.shape().to_vec(), bytes.len()));
+            end += bytes.len() as u64;
+        }
         if self.batches.len() <= index {
             self.batches.resize_with(index + 1, || None);
         }
         self.batches[index] = Some(Batch { offset: self.end, tensors: shapes, crc: crc.sum() });
-        self.end += bytes.len() as u64;
+        self.end = end;
         Ok(())
     }
 
@@ -62,14 +65,12 @@ impl Kept {
     /// If they cannot be read.
     pub fn get(&self, index: usize) -> Result<Option<Vec<Tensor>>> {
         let Some(Some(batch)) = self.batches.get(index) else { return Ok(None) };
-        let mut bytes = vec![0; batch.tensors.iter().map(|(.., bytes)| bytes).sum()];
         let mut file = lock(&self.file);
-        file.seek(SeekFrom::Start(batch.offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(failed)?;
-        let mut rest = bytes.as_slice();
+        file.seek(SeekFrom::Start(batch.offset)).map_err(failed)?;
         let tensors = batch.tensors.iter().map(|(dtype, shape, bytes)| {
-            let (own, after) = rest.split_at(*bytes);
-            rest = after;
-            Tensor::from_bytes(*dtype, shape, own)
+            let mut read = vec![0; *bytes];
+            file.read_exact(&mut read).map_err(failed)?;
+            Tensor::from_bytes(*dtype, shape, &read)
         });
         tensors.collect::<Result<_>>().map(Some)
     }
