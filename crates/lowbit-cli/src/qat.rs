@@ -306,7 +306,7 @@ fn calibrated(
     data: &Dataset,
 ) -> anyhow::Result<(Qat, Graph)> {
     let (samples, stages) = (Samples { data, batch: args.batch }, Stages::default());
-    let Calibrated { float: fused, prepared } =
+    let Calibrated { float: fused, prepared, .. } =
         recipe::calibrate(float, mapping, Some(samples), &|step| stages.at(step))?;
     drop(stages);
     if args.batch_norm_steps.is_some() {

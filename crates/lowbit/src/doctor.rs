@@ -203,7 +203,7 @@ impl<'a> Search<'a> {
         }
         self.look_closer()?;
         for remedy in REMEDIES {
-            let Some(mapping) = remedy.applied(&self.best().mapping) else { continue };
+            let Some(mapping) = remedy.applied(&self.best().mapping, self.case.float) else { continue };
             if self.is_late() {
                 return Ok(LATE.into());
             }
@@ -355,8 +355,11 @@ impl<'a> Search<'a> {
             None => recipe::calibrate(float, mapping, Some(*calibration), &watch)?,
         };
         let points = |c: &Calibrated| c.prepared.points().len();
-        if self.calibrated.as_ref().is_none_or(|before| points(before) <= points(&calibrated)) {
-            self.calibrated = Some(calibrated.clone());
+        match &mut self.calibrated {
+            Some(before) if points(before) > points(&calibrated) => {
+                before.ranges.clone_from(&calibrated.ranges);
+            }
+            kept => *kept = Some(calibrated.clone()),
         }
         Ok(calibrated)
     }

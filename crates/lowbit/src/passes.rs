@@ -18,7 +18,7 @@ pub use equalize::{ChannelScales, equalize};
 pub use expected::expected_means;
 pub use nbits::products_of_few_bits;
 pub use ranges::measured_ranges;
-pub(crate) use ranges::points_to_measure;
+pub(crate) use ranges::{MeasuredRanges, measured_beside, points_to_measure};
 pub use renormalize::renormalize;
 pub use smooth::smooth;
 pub use tensorrt::tensorrt_dialect;

@@ -7,7 +7,7 @@ use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
-    AdaroundOptions, Reconstructed, adaround, awq, equalize, expected_means, measured_ranges,
+    AdaroundOptions, MeasuredRanges, Reconstructed, adaround, awq, equalize, expected_means, measured_beside,
     points_to_measure, renormalize, smooth,
 };
 use crate::qconfig::QConfigMapping;
@@ -65,6 +65,8 @@ pub struct Calibrated {
     pub float: Graph,
     /// Its points, which have seen the samples.
     pub prepared: Prepared,
+    /// The ranges that were measured on these samples so far.
+    pub(crate) ranges: MeasuredRanges,
 }
 
 impl Calibrated {
@@ -82,17 +84,19 @@ impl Calibrated {
     ) -> Result<Calibrated> {
         let original = float;
         let float = readied(original, mapping, Some(samples), watch)?;
+        let mut ranges = self.ranges.clone();
         if float == self.float {
             let mut prepared = prepare(&float, mapping)?;
             if prepared.adopt(&self.prepared) {
-                let prepared = measured(expected_means(original, &prepared)?, samples, watch)?;
+                let prepared = expected_means(original, &prepared)?;
+                let prepared = measured(prepared, &mut ranges, samples, watch)?;
                 let prepared = learned(&float, prepared, samples, watch)?;
                 let prepared = renormalized(&float, prepared, samples, watch)?;
-                return Ok(Calibrated { float, prepared });
+                return Ok(Calibrated { float, prepared, ranges });
             }
         }
-        let prepared = prepared(original, &float, mapping, Some(samples), watch)?;
-        Ok(Calibrated { float, prepared })
+        let prepared = prepared(original, &float, mapping, &mut ranges, Some(samples), watch)?;
+        Ok(Calibrated { float, prepared, ranges })
     }
 
     /// The Q/DQ model; bodies of control flow are quantized by the rules of `mapping`.
@@ -130,8 +134,9 @@ pub fn calibrate(
 ) -> Result<Calibrated> {
     let original = float;
     let float = readied(original, mapping, samples, watch)?;
-    let prepared = prepared(original, &float, mapping, samples, watch)?;
-    Ok(Calibrated { float, prepared })
+    let mut ranges = MeasuredRanges::default();
+    let prepared = prepared(original, &float, mapping, &mut ranges, samples, watch)?;
+    Ok(Calibrated { float, prepared, ranges })
 }
 
 /// [`calibrate`], then converts. Nodes whose activations have no ranges of their own, and
@@ -149,8 +154,9 @@ pub fn quantize(
     let float = readied(original, mapping, samples, watch)?;
     let (last, tried) = (RefCell::new(None), Cell::new(0));
     let convert = |mapping: &QConfigMapping| {
-        let prepared = prepared(original, &float, mapping, samples, watch)?;
-        let calibrated = Calibrated { float: float.clone(), prepared };
+        let mut ranges = MeasuredRanges::default();
+        let prepared = prepared(original, &float, mapping, &mut ranges, samples, watch)?;
+        let calibrated = Calibrated { float: float.clone(), prepared, ranges };
         let converted = calibrated.convert(mapping)?;
         last.replace(Some(calibrated));
         tried.set(tried.get() + 1);
@@ -198,6 +204,7 @@ fn prepared(
     float: &Graph,
     graph: &Graph,
     mapping: &QConfigMapping,
+    ranges: &mut MeasuredRanges,
     samples: Option<Samples<'_>>,
     watch: &Watch<'_>,
 ) -> Result<Prepared> {
@@ -205,7 +212,7 @@ fn prepared(
     if let Some(samples) = samples {
         let of = samples.count(graph);
         prepared.calibrate(samples.tensors(graph), &|done| watch(Step { stage: "calibrating", done, of }))?;
-        prepared = measured(prepared, samples, watch)?;
+        prepared = measured(prepared, ranges, samples, watch)?;
         prepared = learned(graph, prepared, samples, watch)?;
         prepared = renormalized(graph, prepared, samples, watch)?;
     } else if let Some(point) = prepared.points().iter().find(|point| point.learns) {
@@ -239,15 +246,21 @@ fn renormalized(
     renormalize(&prepared, samples.tensors(graph), &|done| watch(Step { stage: "renormalizing", done, of }))
 }
 
-/// The same with the ranges that are to be measured.
-fn measured(prepared: Prepared, samples: Samples<'_>, watch: &Watch<'_>) -> Result<Prepared> {
+/// The same with the ranges that are to be measured, where they are not known.
+fn measured(
+    prepared: Prepared,
+    ranges: &mut MeasuredRanges,
+    samples: Samples<'_>,
+    watch: &Watch<'_>,
+) -> Result<Prepared> {
     let of = points_to_measure(&prepared);
     if of == 0 {
         return Ok(prepared);
     }
     let apart = (samples.count(prepared.graph()) / BATCHES_MEASURED).max(1);
     let batches = samples.tensors(prepared.graph()).step_by(apart).take(BATCHES_MEASURED);
-    measured_ranges(&prepared, batches, &|done| watch(Step { stage: "measuring ranges", done, of }))
+    let step = |done| watch(Step { stage: "measuring ranges", done, of });
+    measured_beside(&prepared, ranges, batches, &step)
 }
 
 /// Inputs to try a model on: the first samples, or random ones.

@@ -195,9 +195,11 @@ fn an_analysis_holds_two_batches_and_the_models_however_many_samples_there_are()
             if found > 2 * one.1 + REST {
                 failures.push(format!("{name} holds {found} bytes, one float batch {}", one.1));
             }
+            // How far those overlap that work at two batches at once is chance.
+            let alone = ["compare", "shadow", "distributions", "evaluate"].contains(name);
             match before.get(i) {
                 None => before.push(found),
-                Some(few) if found > few + few / 8 => {
+                Some(few) if alone && found > few + REST / 8 => {
                     failures.push(format!("{name} holds {few} bytes for 4 batches, {found} for {batches}"));
                 }
                 Some(_) => {}

@@ -1,12 +1,13 @@
 //! Ranges chosen point by point, by what they do to the model's outputs.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use crate::error::{Result, invalid};
+use crate::error::{Error, Result, invalid};
 use crate::graph::Graph;
 use crate::kept::Kept;
 use crate::observer::{AnyObserver, Kind, ObserverConfig};
+use crate::qparams::QParams;
 use crate::quantize::{Prepared, Progress, Role, lock, spread, threads};
 use crate::tensor::{DType, KeptMemory, Tensor};
 
@@ -44,23 +45,78 @@ pub fn measured_ranges(
     batches: impl Iterator<Item = Result<Vec<Tensor>>>,
     progress: &Progress,
 ) -> Result<Prepared> {
-    let asking: Vec<usize> = asking(prepared).collect();
-    if asking.is_empty() {
-        return Ok(prepared.clone());
+    measured_beside(prepared, &mut MeasuredRanges::default(), batches, progress)
+}
+
+/// Ranges that were measured on some batches, each with all that it follows from but these.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MeasuredRanges(Vec<Arc<MeasuredRange>>);
+
+#[derive(Debug)]
+struct MeasuredRange {
+    /// The float model with this point alone.
+    graph: Graph,
+    /// What each candidate makes of the values that the point has observed.
+    params: Vec<QParams>,
+    chosen: ObserverConfig,
+}
+
+impl MeasuredRanges {
+    fn find(&self, graph: &Graph, params: &[QParams]) -> Option<ObserverConfig> {
+        let found = self.0.iter().find(|known| known.params == params && known.graph == *graph);
+        found.map(|known| known.chosen)
+    }
+}
+
+/// [`measured_ranges`] where those `known` were measured on the same batches: what they follow from
+/// is compared, so that the result is that of measuring all of them. Those that are measured now are
+/// known afterwards.
+///
+/// # Errors
+/// Those of [`measured_ranges`].
+pub(crate) fn measured_beside(
+    prepared: &Prepared,
+    known: &mut MeasuredRanges,
+    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
+    progress: &Progress,
+) -> Result<Prepared> {
+    let named = |point: usize| move |e: Error| e.at(&prepared.points()[point].name);
+    let mut measured = prepared.clone();
+    let mut choose = |point: usize, config: ObserverConfig| -> Result<()> {
+        measured.point_mut(point).observer = prepared.points()[point].observer.as_kind(config)?;
+        Ok(())
+    };
+    let (mut open, mut taken) = (vec![], 0);
+    for point in asking(prepared) {
+        let params = candidates(&prepared.points()[point].observer).map_err(named(point))?;
+        let graph = prepared.with_one(point, params[0].clone())?.graph().clone();
+        match known.find(&graph, &params) {
+            Some(chosen) => {
+                choose(point, chosen)?;
+                taken += 1;
+            }
+            None => open.push((point, graph, params)),
+        }
+    }
+    if taken > 0 {
+        progress(taken)?;
+    }
+    if open.is_empty() {
+        return Ok(measured);
     }
     let reference = Reference::of(prepared.graph(), batches)?;
-    let chosen: Mutex<Vec<(usize, AnyObserver)>> = Mutex::new(vec![]);
-    let done = AtomicUsize::new(0);
-    let choose = |_, point: usize| {
+    let found: Mutex<Vec<(usize, MeasuredRange)>> = Mutex::new(vec![]);
+    let done = AtomicUsize::new(taken);
+    let measure = |_, (point, graph, params): (usize, Graph, Vec<QParams>)| {
         let _kept = KeptMemory::up_to(0);
-        let best = best(prepared, point, &reference).map_err(|e| e.at(&prepared.points()[point].name))?;
-        lock(&chosen).push((point, best));
+        let chosen = best(prepared, point, &params, &reference).map_err(named(point))?;
+        lock(&found).push((point, MeasuredRange { graph, params, chosen }));
         progress(done.fetch_add(1, Ordering::Relaxed) + 1)
     };
-    spread(threads(), asking.into_iter(), choose, || ())?;
-    let mut measured = prepared.clone();
-    for (point, observer) in std::mem::take(&mut *lock(&chosen)) {
-        measured.point_mut(point).observer = observer;
+    spread(threads(), open.into_iter(), measure, || ())?;
+    for (point, range) in std::mem::take(&mut *lock(&found)) {
+        choose(point, range.chosen)?;
+        known.0.push(Arc::new(range));
     }
     Ok(measured)
 }
@@ -79,29 +135,26 @@ fn asking(prepared: &Prepared) -> impl Iterator<Item = usize> {
     (0..prepared.points().len()).filter(asks)
 }
 
-/// The observer of least cost for a point.
-fn best(prepared: &Prepared, point: usize, reference: &Reference) -> Result<AnyObserver> {
-    let observer = &prepared.points()[point].observer;
-    let mut tried = vec![];
-    for config in CANDIDATES {
-        let candidate = observer.as_kind(config)?;
-        let params = candidate.qparams()?;
-        if tried.iter().all(|(_, seen)| *seen != params) {
-            tried.push((candidate, params));
-        }
-    }
-    let mut least = f64::INFINITY;
-    let mut tried = tried.into_iter();
-    let (mut best, params) = tried.next().ok_or_else(|| invalid!("has no range"))?;
-    let mut others = tried.peekable();
-    if others.peek().is_none() {
-        return Ok(best);
-    }
-    for (candidate, params) in std::iter::once((best.clone(), params)).chain(others) {
-        let graph = prepared.with_one(point, params)?.convert()?.graph;
+/// What each candidate makes of the values that an observer has counted.
+fn candidates(observer: &AnyObserver) -> Result<Vec<QParams>> {
+    CANDIDATES.iter().map(|config| observer.as_kind(*config)?.qparams()).collect()
+}
+
+/// The candidate of least cost for a point.
+fn best(
+    prepared: &Prepared,
+    point: usize,
+    params: &[QParams],
+    reference: &Reference,
+) -> Result<ObserverConfig> {
+    let first = |i: &usize| !params[..*i].contains(&params[*i]);
+    let tried: Vec<usize> = (0..params.len()).filter(first).collect();
+    let (mut least, mut best) = (f64::INFINITY, CANDIDATES[0]);
+    for &i in tried.iter().filter(|_| tried.len() > 1) {
+        let graph = prepared.with_one(point, params[i].clone())?.convert()?.graph;
         let cost = cost(&graph, reference)?;
         if cost < least {
-            (least, best) = (cost, candidate);
+            (least, best) = (cost, CANDIDATES[i]);
         }
     }
     Ok(best)

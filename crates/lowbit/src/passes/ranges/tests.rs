@@ -122,7 +122,7 @@ fn errors_say_what_is_wrong() {
         measured_ranges(prepared, batches.into_iter().map(|t| Ok(vec![t])), &|_| Ok(())).map(|_| ())
     };
     let sample = || Tensor::new(&[1, 8], vec![0f32; 8]).unwrap();
-    let stopped = measured_ranges(&prepared, batches(1), &|_| Err(crate::Error::Interrupted)).map(|_| ());
+    let stopped = measured_ranges(&prepared, batches(1), &|_| Err(Error::Interrupted)).map(|_| ());
     let cases = [
         (run(&prepared, vec![]), "no data to measure ranges on"),
         (run(&prepared, vec![Tensor::scalar(1f32)]), "x"),
@@ -133,5 +133,31 @@ fn errors_say_what_is_wrong() {
     for (result, says) in cases {
         let error = result.unwrap_err().to_string();
         assert!(error.contains(says), "{says}: {error}");
+    }
+}
+
+#[test]
+fn what_was_measured_is_taken_over_where_it_follows_from_the_same() {
+    let first = calibrated(1, ObserverConfig::Measured);
+    let all = points_to_measure(&first);
+    let mut known = MeasuredRanges::default();
+    let wanted = measured_beside(&first, &mut known, batches(1), &|_| Ok(())).unwrap();
+    assert_eq!(known.0.len(), all);
+    let unread = std::iter::from_fn(|| panic!("all is known"));
+    let again = measured_beside(&first, &mut known, unread, &|_| Ok(())).unwrap();
+    let observers = |p: &Prepared| p.points().iter().map(|p| p.observer.clone()).collect::<Vec<_>>();
+    assert_eq!(observers(&again), observers(&wanted));
+    // Of another layer's weight follows another model, and of another format another choice.
+    let mut other = preset("default").unwrap();
+    other.activation.as_mut().unwrap().observer = ObserverConfig::Measured;
+    other.activation.as_mut().unwrap().format = crate::scheme::Format::UINT4;
+    let mut other = prepare(&model(1), &QConfigMapping::global(other)).unwrap();
+    other.calibrate(batches(1), &|_| Ok(())).unwrap();
+    for (prepared, seed) in [(other, 1), (calibrated(2, ObserverConfig::Measured), 2)] {
+        let (known_before, alone) =
+            (known.0.len(), measured_ranges(&prepared, batches(seed), &|_| Ok(())).unwrap());
+        let beside = measured_beside(&prepared, &mut known, batches(seed), &|_| Ok(())).unwrap();
+        assert_eq!(observers(&beside), observers(&alone));
+        assert_eq!(known.0.len(), known_before + points_to_measure(&prepared));
     }
 }
