@@ -58,9 +58,9 @@ pub enum Output<'a> {
     },
 }
 
-/// Bytes of the left matrix that are kept in the L2 cache while the panels of
-/// weights pass by.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of the left matrix, the output and what is added to it, that are kept in
+/// the L2 cache while the panels of weights pass by: about, less than twice as many.
+const BLOCK_BYTES: usize = 192 << 10;
 
 impl Kernels {
     /// `acc[i][n] = sum_k a[i][k] * w[n][k] + term[i]` ([`Rows::with_terms`]) for all rows of `a` and the columns
@@ -83,10 +83,13 @@ impl Kernels {
         );
         let columns = weights.columns_of(panels.clone());
         let mut epilogue = Epilogue::new(output, a.terms(), a.count(), columns.len());
-        let row_bytes = (weights.taps() * weights.depth()).max(1);
-        let block = (BLOCK_BYTES / row_bytes / self.tile_rows).max(1) * self.tile_rows;
-        for start in (0..a.count()).step_by(block) {
-            let end = a.count().min(start + block);
+        let row_bytes = weights.taps() * weights.depth() + epilogue.row_bytes();
+        let tiles = a.count().div_ceil(self.tile_rows);
+        let blocks = (a.count() * row_bytes / BLOCK_BYTES).clamp(1, tiles.max(1));
+        // Blocks of about equal height: a low last one would load all weights for few rows.
+        let edge = |block: usize| a.count().min(tiles * block / blocks * self.tile_rows);
+        for block in 0..blocks {
+            let (start, end) = (edge(block), edge(block + 1));
             // Tiles of equal height: a low last tile would load the weights for few rows.
             let tiles = (end - start).div_ceil(self.tile_rows);
             let edge = |tile: usize| start + (end - start) * tile / tiles;

@@ -118,13 +118,20 @@ impl<'a, T> Rows<'a, T> {
         assert!(R <= self.count && first <= self.count - R);
         let first = self.first + first;
         let mut starts = [self.a.as_ptr(); R];
-        for (r, start) in starts.iter_mut().enumerate() {
-            let offset = match self.starts {
-                Starts::Stride(stride) => (first + r) * stride,
-                Starts::Each(offsets) => offsets[first + r] as usize,
-            };
-            // An address only; by the invariant it lies in `a`, or at its end where `depth` is 0.
-            *start = start.wrapping_add(offset);
+        // Addresses only; by the invariant they lie in `a`, or at its end where `depth` is 0.
+        match self.starts {
+            Starts::Stride(stride) => {
+                let mut at = self.a.as_ptr().wrapping_add(first * stride);
+                for start in &mut starts {
+                    *start = at;
+                    at = at.wrapping_add(stride);
+                }
+            }
+            Starts::Each(offsets) => {
+                for (start, &offset) in starts.iter_mut().zip(&offsets[first..][..R]) {
+                    *start = start.wrapping_add(offset as usize);
+                }
+            }
         }
         starts
     }

@@ -103,7 +103,7 @@ pub(crate) struct Requantizing<'e, 'a> {
     /// First column of the panel, and the number that exist.
     pub(crate) column: usize,
     pub(crate) width: usize,
-    pub(crate) residual: Option<(Residual<'a>, Rounder)>,
+    pub(crate) residual: Option<(&'e Residual<'a>, Rounder)>,
 }
 
 /// [`Epilogue`] of [`Output::Rows`], for tiles that dequantize in registers.
@@ -187,6 +187,15 @@ impl<'a> Epilogue<'a> {
         Epilogue { output, terms, rounder, sum_rounder, column: 0, width: 0, bias, multiplier, offset }
     }
 
+    /// Bytes that a row takes in the output and in what is added to it.
+    pub(crate) fn row_bytes(&self) -> usize {
+        match &self.output {
+            Output::U8 { residual, out, .. } => out.columns() * if residual.is_some() { 2 } else { 1 },
+            Output::F32 { out, .. } | Output::Rows { out, .. } => out.columns() * size_of::<f32>(),
+            Output::I32 { out, .. } => out.columns() * size_of::<i32>(),
+        }
+    }
+
     /// Loads what the `width` columns from `column` of the output need.
     pub(crate) fn enter(&mut self, column: usize, width: usize) {
         fn take<T: Copy>(to: &mut [T; NR], from: &[T], column: usize, width: usize) {
@@ -227,7 +236,7 @@ impl<'a> Epilogue<'a> {
                 rounder,
                 column: self.column,
                 width: self.width,
-                residual: residual.map(|r| (r, sum_rounder)),
+                residual: residual.as_ref().map(|r| (r, sum_rounder)),
             }),
             _ => None,
         }

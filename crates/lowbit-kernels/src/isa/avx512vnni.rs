@@ -6,7 +6,8 @@ mod low_bit;
 mod saturate;
 
 use std::arch::x86_64::*;
-use std::array;
+use std::hint::black_box;
+use std::{array, slice};
 
 use super::finish512::finish;
 use super::{Kernels, lookup, low_bit512};
@@ -42,6 +43,8 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// 12 rows by 2 vectors of columns: 24 accumulators, 2 vectors of weights and
 /// one broadcast activation of the 32 registers.
 const ROWS: usize = 12;
+/// Groups whose addresses share a base, a multiple of the number of chains.
+const UNROLLED: usize = 4;
 /// Columns of one vector of i32.
 const LANES: usize = 16;
 
@@ -62,7 +65,7 @@ fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue
 /// Sums whose vectors do not straddle cache lines: what is read right after it
 /// was written then need not wait for the cache.
 #[repr(align(64))]
-struct Aligned<T: ?Sized>(T);
+struct Aligned<T>(T);
 
 /// Parts of the depth with accumulators of their own, so that even a tile of few
 /// rows has as many sums in flight as the dot products take cycles.
@@ -85,38 +88,47 @@ fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
     const { assert!(W == V * LANES) };
     let depth = rows.depth();
     let mut chains = [[[_mm512_setzero_si512(); V]; R]; C];
-    let starts = rows.starts::<R>(first);
+    // In memory for good: kept in registers, many sums of addresses would be, each stored in turn,
+    // and more stores than the CPU holds keep it from running ahead into the next tile.
+    let mut starts = rows.starts::<R>(first);
+    let starts = &*black_box(&mut starts);
     for (tap, &offset) in rows.offsets().iter().enumerate() {
         let (whole, last) = panel.groups(tap).split_at(depth / KR);
-        let (together, rest) = whole.as_chunks::<C>();
+        let (together, rest) = whole.as_chunks::<UNROLLED>();
         macro_rules! add {
-            ($chain:expr, $g:expr, $group:expr) => {
+            ($chain:expr, $at:expr, $group:expr) => {
                 let b = load::<V>($group);
                 for (acc, start) in $chain.iter_mut().zip(starts) {
-                    // SAFETY: `depth` bytes can be read at the tap's offset and `$g < depth / KR`,
-                    // so the four bytes from `KR * $g` are among them.
-                    let word = unsafe { start.add(offset + KR * $g).cast::<i32>().read_unaligned() };
+                    // SAFETY: `depth` bytes can be read at the tap's offset, and `$at` is beyond it
+                    // by a multiple of `KR` that is less than `depth - depth % KR`.
+                    let word = unsafe { start.add($at).cast::<i32>().read_unaligned() };
                     for (acc, b) in acc.iter_mut().zip(b) {
                         *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(word), b);
                     }
                 }
             };
         }
-        for (i, groups) in together.iter().enumerate() {
-            for (c, (chain, group)) in chains.iter_mut().zip(groups).enumerate() {
-                add!(chain, C * i + c, group);
+        let mut at = offset;
+        for groups in together {
+            for (u, group) in groups.iter().enumerate() {
+                add!(chains[u % C], at + KR * u, group);
             }
+            at += KR * UNROLLED;
         }
-        for (g, group) in (C * together.len()..).zip(rest) {
-            add!(chains[0], g, group);
+        for group in rest {
+            add!(chains[0], at, group);
+            at += KR;
         }
-        let acc = &mut chains[0];
         if let [group] = last {
             let b = load::<V>(group);
             // Apart from the accumulators, which stay in registers only in a loop that is unrolled.
-            let a = rows.get::<R>(first, tap);
-            let words = a.map(|a| i32::from_le_bytes(last_group(&a[depth - depth % KR..])));
-            for (acc, word) in acc.iter_mut().zip(words) {
+            let mut words = [0; R];
+            for (word, start) in words.iter_mut().zip(starts) {
+                // SAFETY: `depth` bytes can be read at the tap's offset; these are the last.
+                let bytes = unsafe { slice::from_raw_parts(start.add(at), depth % KR) };
+                *word = i32::from_le_bytes(last_group(bytes));
+            }
+            for (acc, word) in chains[0].iter_mut().zip(words) {
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = _mm512_dpbusd_epi32(*acc, _mm512_set1_epi32(word), b);
                 }
@@ -129,6 +141,9 @@ fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
             *acc = _mm512_add_epi32(*acc, *other);
         }
     }
+    if saturate::store::<R, V, W>(acc, first, epilogue) {
+        return;
+    }
     let mut sums = Aligned([[0i32; W]; R]);
     for (sums, acc) in sums.0.iter_mut().zip(acc) {
         for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
@@ -136,19 +151,7 @@ fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *acc) };
         }
     }
-    match epilogue.requantizing() {
-        Some(to) if saturate::is_plain::<V, W>(R, &to) => saturate::store::<V, W>(&sums, first, to),
-        _ => finish(epilogue, &sums.0, first, 0),
-    }
-}
-
-/// The first `V` vectors of 32-bit parameters.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_parameters<const V: usize, T>(from: &[T; NR]) -> [__m512i; V] {
-    const { assert!(size_of::<T>() == 4 && V * LANES <= NR) };
-    // SAFETY: `V` vectors of 16 lanes of 4 bytes are within the `NR` elements.
-    array::from_fn(|v| unsafe { _mm512_loadu_si512(from.as_ptr().add(v * LANES).cast()) })
+    finish(epilogue, &sums.0, first, 0);
 }
 
 #[inline]

@@ -44,7 +44,7 @@ fn requantize<const W: usize>(sums: &[[i32; W]], first: usize, column: usize, to
         None => to.rounder.zero(),
     };
     let zero = _mm_set1_epi8(zero.cast_signed());
-    let sum = to.residual.map(|(residual, rounder)| Addition::new(residual, rounder));
+    let sum = to.residual.map(|(residual, rounder)| Addition::new(*residual, rounder));
     let width = to.width.saturating_sub(column).min(W);
     for v in 0..width.div_ceil(LANES) {
         let lanes = (width - v * LANES).min(LANES);
