@@ -212,19 +212,19 @@ loops! {
     );
 
     /// Copies an image into the middle of a larger one, filled with `zero`; from
-    /// NCHW to NHWC where the source is planar.
+    /// NCHW to NHWC where the source is planar. `out` holds the rows `rows` only.
     ///
     /// # Panics
     ///
-    /// A slice has another length than `params` says, or the image does not fit.
-    window::border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]);
+    /// There are no such rows, a slice has another length than `params` says, or the image does not fit.
+    window::border(x: &[u8], params: &Bordered, zero: u8, rows: Range<usize>, out: &mut [u8]);
 
     /// [`Kernels::border`] of f32 values, with 0 around them.
     ///
     /// # Panics
     ///
     /// As [`Kernels::border`].
-    window::border_f32(x: &[f32], params: &Bordered, out: &mut [f32]);
+    window::border_f32(x: &[f32], params: &Bordered, rows: Range<usize>, out: &mut [f32]);
 
     /// [`Kernels::max_pool`] of f32 values, NaN left out; -inf where all taps lie
     /// outside the image.

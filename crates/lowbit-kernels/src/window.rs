@@ -164,25 +164,26 @@ impl Bordered {
 }
 
 #[inline(always)]
-pub(crate) fn border(x: &[u8], params: &Bordered, zero: u8, out: &mut [u8]) {
-    bordered(x, params, zero, out);
+pub(crate) fn border(x: &[u8], params: &Bordered, zero: u8, rows: Range<usize>, out: &mut [u8]) {
+    bordered(x, params, zero, rows, out);
 }
 
 #[inline(always)]
-pub(crate) fn border_f32(x: &[f32], params: &Bordered, out: &mut [f32]) {
-    bordered(x, params, 0.0, out);
+pub(crate) fn border_f32(x: &[f32], params: &Bordered, rows: Range<usize>, out: &mut [f32]) {
+    bordered(x, params, 0.0, rows, out);
 }
 
 #[inline(always)]
-fn bordered<T: Copy>(x: &[T], params: &Bordered, zero: T, out: &mut [T]) {
+fn bordered<T: Copy>(x: &[T], params: &Bordered, zero: T, rows: Range<usize>, out: &mut [T]) {
     let Bordered { planar, input: [height, width], channels, pad, size } = *params;
     assert_eq!(x.len(), height * width * channels, "length of the image");
-    assert_eq!(out.len(), params.len(), "length of the bordered image");
+    assert!(rows.start <= rows.end && rows.end <= size[0], "rows {rows:?} of the bordered image");
+    assert_eq!(out.len(), rows.len() * size[1] * channels, "length of the bordered rows");
     assert!(pad[0] + height <= size[0] && pad[1] + width <= size[1], "the image and its border");
     if out.is_empty() {
         return;
     }
-    for (y, out) in out.chunks_exact_mut(size[1] * channels).enumerate() {
+    for (y, out) in rows.zip(out.chunks_exact_mut(size[1] * channels)) {
         let Some(y) = y.checked_sub(pad[0]).filter(|&y| y < height) else {
             out.fill(zero);
             continue;

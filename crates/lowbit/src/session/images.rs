@@ -1,11 +1,14 @@
 //! Channels-last (NHWC) images: shapes, windows, borders.
 
+use std::ops::Range;
+
 use lowbit_kernels::{Bordered, Window};
 
 use crate::error::{Result, invalid};
 use crate::op::{Dim, Fact};
 use crate::ops::conv::Conv;
 use crate::ops::window::{Axis, Window as Geometry};
+use crate::parallel;
 use crate::tensor::DType;
 
 /// An NHWC shape from batch, spatial sizes and channels.
@@ -41,6 +44,9 @@ pub fn window(
 pub fn fact(dtype: DType, shape: Vec<Dim>) -> Result<Vec<Fact>> {
     Ok(vec![Fact { dtype, shape, sizes: None }])
 }
+
+/// Bytes of a bordered image that are worth a task of their own.
+const BORDER_TASK: usize = 1 << 15;
 
 /// Below this many channels, NCHW images are as good as NHWC.
 const FEW_CHANNELS: usize = 16;
@@ -125,4 +131,19 @@ pub fn bordered(window: &Window, planar: bool, columns: usize) -> Bordered {
         pad: window.pad,
         size: [needed(0, rows), needed(1, columns)],
     }
+}
+
+/// Calls `f(image, rows, their elements)` for tasks of some rows of one bordered image, of
+/// those that `copies` holds.
+pub fn each_bordered<T: Send>(
+    copies: &mut [T],
+    border: &Bordered,
+    f: impl Fn(usize, Range<usize>, &mut [T]) + Sync,
+) {
+    let (height, row) = (border.size[0], border.size[1] * border.channels);
+    let rows = parallel::rows_of_a_task(BORDER_TASK, row * size_of::<T>(), height);
+    parallel::chunks(copies, rows * row, |task, copy| {
+        let (image, first) = (task * rows / height.max(1), task * rows % height.max(1));
+        f(image, first..first + rows, copy);
+    });
 }

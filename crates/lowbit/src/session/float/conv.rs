@@ -11,7 +11,7 @@ use crate::op::{
 };
 use crate::ops::conv::Conv;
 use crate::parallel;
-use crate::session::images::{ImageShape, bordered, is_padded};
+use crate::session::images::{self, ImageShape, bordered, is_padded};
 use crate::tensor::{DType, Tensor};
 
 /// Depthwise multiply-accumulates that are worth a task of their own.
@@ -171,8 +171,8 @@ impl Convolution {
     fn bordered<'a>(&self, x: &[f32], border: &Bordered, scratch: &'a mut [u8]) -> &'a [f32] {
         let (_, copies, _) = bytemuck::pod_align_to_mut(scratch);
         let copies = &mut copies[..self.batch * border.len()];
-        parallel::chunks(copies, border.len(), |i, copy| {
-            Kernels::best().border_f32(&x[i * self.image()..][..self.image()], border, copy);
+        images::each_bordered(copies, border, |i, rows, copy| {
+            Kernels::best().border_f32(&x[i * self.image()..][..self.image()], border, rows, copy);
         });
         copies
     }

@@ -6,8 +6,7 @@ use lowbit_kernels::{Bordered, Kernels, MOST_TAPS, PackedWeights, Rows, Window, 
 
 use crate::error::{Result, invalid};
 use crate::ops::conv::Conv;
-use crate::parallel;
-use crate::session::images::{ImageShape, bordered, is_padded};
+use crate::session::images::{self, ImageShape, bordered, is_padded};
 use crate::session::integer::product::{End, Out, Product};
 use crate::tensor::Tensor;
 
@@ -202,8 +201,8 @@ impl WindowProduct {
     fn bordered<'a>(&self, x: &[u8], border: &Bordered, zero: u8, scratch: &'a mut [u8]) -> &'a [u8] {
         let image = self.window.input[0] * self.window.input[1] * self.filters.shape.channels[0];
         let copies = &mut scratch[..self.scratch()];
-        parallel::chunks(copies, border.len(), |i, copy| {
-            Kernels::best().border(&x[i * image..][..image], border, zero, copy);
+        images::each_bordered(copies, border, |i, rows, copy| {
+            Kernels::best().border(&x[i * image..][..image], border, zero, rows, copy);
         });
         copies
     }
