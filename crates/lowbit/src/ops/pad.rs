@@ -155,7 +155,7 @@ impl Op for Pad {
         };
         each_storage!(x.dtype(), T => {
             let mut y = vec![value.item::<T>()?; element_count(&shape)?];
-            pick(x.slice::<T>()?, &contiguous(x.shape()), &sources, &mut y);
+            pick(x.slice::<T>()?, &contiguous(x.shape()), &sources, &runs(&sources), &mut y);
             Ok(vec![Tensor::coded(x.dtype(), &shape, y)?])
         })
     }
@@ -190,11 +190,8 @@ impl Op for Pad {
             Fill::Constant(Some(value)) => value.clone(),
             _ => super::cast::cast(&Tensor::scalar(0u8), x.dtype)?,
         };
-        Prepared::routine(Padding {
-            sources: sources.collect::<Result<_>>()?,
-            strides: contiguous(x.shape),
-            value,
-        })
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        Prepared::routine(Padding { runs: runs(&sources), sources, strides: contiguous(x.shape), value })
     }
 
     fn attributes(&self) -> Attributes {
@@ -243,6 +240,8 @@ impl Op for Pad {
 #[derive(Debug)]
 struct Padding {
     sources: Vec<Vec<Option<usize>>>,
+    /// Those of the last dimension.
+    runs: Vec<Run>,
     strides: Vec<isize>,
     value: Tensor,
 }
@@ -250,7 +249,7 @@ struct Padding {
 impl Padding {
     fn pad<T: Element>(&self, x: &[T], y: &mut [T]) -> Result<()> {
         y.fill(self.value.item::<T>()?);
-        pick(x, &self.strides, &self.sources, y);
+        pick(x, &self.strides, &self.sources, &self.runs, y);
         Ok(())
     }
 }
@@ -266,8 +265,29 @@ impl Routine for Padding {
     }
 }
 
+/// Elements that lie together, in both tensors.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    from: usize,
+    to: usize,
+    len: usize,
+}
+
+/// The runs of the last dimension of `sources`.
+fn runs(sources: &[Vec<Option<usize>>]) -> Vec<Run> {
+    let mut runs: Vec<Run> = vec![];
+    for (to, source) in sources.last().into_iter().flatten().enumerate() {
+        match (source, runs.last_mut()) {
+            (Some(from), Some(run)) if (run.from + run.len, run.to + run.len) == (*from, to) => run.len += 1,
+            (Some(from), _) => runs.push(Run { from: *from, to, len: 1 }),
+            (None, _) => {}
+        }
+    }
+    runs
+}
+
 /// Copies the elements that come from `x` into `y`, dimension by dimension.
-fn pick<T: Element>(x: &[T], strides: &[isize], sources: &[Vec<Option<usize>>], y: &mut [T]) {
+fn pick<T: Element>(x: &[T], strides: &[isize], sources: &[Vec<Option<usize>>], runs: &[Run], y: &mut [T]) {
     if x.is_empty() || y.is_empty() {
         return;
     }
@@ -276,17 +296,15 @@ fn pick<T: Element>(x: &[T], strides: &[isize], sources: &[Vec<Option<usize>>], 
         return;
     };
     if inner.is_empty() {
-        for (y, at) in y.iter_mut().zip(source) {
-            if let Some(at) = at {
-                *y = x[*at];
-            }
+        for run in runs {
+            y[run.to..][..run.len].copy_from_slice(&x[run.from..][..run.len]);
         }
         return;
     }
     let step = y.len() / source.len();
     for (y, at) in y.chunks_exact_mut(step).zip(source) {
         if let Some(at) = at {
-            pick(&x[at * *stride as usize..], inner_strides, inner, y);
+            pick(&x[at * *stride as usize..], inner_strides, inner, runs, y);
         }
     }
 }

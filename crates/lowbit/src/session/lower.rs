@@ -533,7 +533,7 @@ fn moved(b: &mut Builder, node: &Node, op: &Arc<dyn Op>, inputs: &[Var]) -> Resu
         }
         layout::concat(b, &node.name, op, &parts)?
     } else {
-        let op = match op.is::<Pad>() {
+        let op: Arc<dyn Op> = match op.is::<Pad>() {
             Some(pad) if matches!(pad.fill, Fill::Constant(_)) => {
                 let fill = Fill::Constant(Some(Tensor::scalar(codes.zero as u8)));
                 Arc::new(Pad { fill, ..pad.clone() })
@@ -542,7 +542,7 @@ fn moved(b: &mut Builder, node: &Node, op: &Arc<dyn Op>, inputs: &[Var]) -> Resu
         };
         let mut operands = inputs.to_vec();
         operands[0] = x;
-        b.apply(&node.name, op, &operands)?
+        layout::moved(b, &node.name, &op, &operands)?
     };
     b.apply_all(&node.name, Arc::new(Dequantize { codes }), &[y], &[&node.outputs[0].name])
         .map(|v| Some(v[0]))
