@@ -21,7 +21,7 @@ pub use report::{Fallback, Report};
 
 use lowbit_kernels::Kernels;
 
-use self::plan::{Memory, Plan};
+use self::plan::{Inputs, Memory, Plan};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Node, Var};
 use crate::parallel::with_threads_awake;
@@ -49,17 +49,24 @@ const PLANS: usize = 8;
 #[derive(Debug)]
 pub struct Session {
     graph: Graph,
+    /// Whether each sample of a batch is computed by itself.
+    apart: bool,
     report: Report,
     plans: Mutex<Vec<Arc<Planned>>>,
 }
 
-/// A plan, the types and shapes of the inputs that it is for, and memory for as
-/// many runs as went on at once.
+/// A plan, the threads and the types and shapes of the inputs that it is for, and
+/// memory for as many runs as went on at once.
 #[derive(Debug)]
 struct Planned {
+    threads: usize,
     inputs: Vec<(DType, Vec<usize>)>,
+    /// For an equal part of the batch.
     plan: Plan,
-    idle: Mutex<Vec<Memory>>,
+    /// How many there are.
+    parts: usize,
+    /// For each run, memory for each of its threads that has parts of its own.
+    idle: Mutex<Vec<Vec<Memory>>>,
 }
 
 impl Session {
@@ -79,7 +86,8 @@ impl Session {
     fn compiled(graph: &Graph, reasons: HashMap<String, String>) -> Result<Session> {
         Kernels::select().map_err(Error::Invalid)?;
         let (graph, report) = bodies::compiled(graph, reasons)?;
-        Ok(Session { graph, report, plans: Mutex::default() })
+        let apart = plan::are_apart(&graph);
+        Ok(Session { graph, apart, report, plans: Mutex::default() })
     }
 
     /// The outputs for these inputs, in the graph's order.
@@ -87,9 +95,17 @@ impl Session {
     /// # Errors
     /// If an input does not fit its declaration; the error names it.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.with_plan(inputs, |plan, memory| {
-            plan.run(inputs, memory, |_| ())?;
-            (0..self.graph.outputs().len()).map(|i| plan.output(i, inputs, memory)).collect()
+        let count = self.graph.outputs().len();
+        self.with_plan(inputs, |plan, parts, memory| match (parts, &mut *memory) {
+            (1, [memory]) => {
+                plan.run(Inputs::whole(inputs), memory, |_| ())?;
+                (0..count).map(|i| plan.output(i, inputs, memory)).collect()
+            }
+            _ => {
+                let mut outputs = vec![Tensor::scalar(0u8); count];
+                plan.run_parts(inputs, parts, &mut outputs, memory)?;
+                Ok(outputs)
+            }
         })
     }
 
@@ -103,10 +119,13 @@ impl Session {
         if outputs.len() != count {
             return Err(invalid!("the model has {count} outputs, and {} tensors were given", outputs.len()));
         }
-        self.with_plan(inputs, |plan, memory| {
-            plan.run(inputs, memory, |_| ())?;
-            let mut outputs = outputs.iter_mut().enumerate();
-            outputs.try_for_each(|(i, to)| plan.copy_output(i, inputs, memory, to))
+        self.with_plan(inputs, |plan, parts, memory| match (parts, &mut *memory) {
+            (1, [memory]) => {
+                plan.run(Inputs::whole(inputs), memory, |_| ())?;
+                let mut outputs = outputs.iter_mut().enumerate();
+                outputs.try_for_each(|(i, to)| plan.copy_output(i, inputs, memory, to))
+            }
+            _ => plan.run_parts(inputs, parts, outputs, memory),
         })
     }
 
@@ -116,48 +135,78 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn time(&self, inputs: &[Tensor], see: &mut (dyn FnMut(Timing<'_>) + Send)) -> Result<()> {
-        self.with_plan(inputs, |plan, memory| {
+        self.with_plan(inputs, |plan, parts, memory| {
+            let Some(memory) = memory.first_mut() else { return Ok(()) };
+            let mut seconds = vec![0.0; plan.len()];
             let mut last = std::time::Instant::now();
-            plan.run(inputs, memory, |step| {
-                let seconds = last.elapsed().as_secs_f64();
-                see(plan.timing(step, seconds));
+            let mut ends = 0;
+            plan.follow_parts(inputs, parts, memory, |i, step| {
+                seconds[i] += last.elapsed().as_secs_f64();
+                ends += usize::from(i == 0);
+                if ends == parts {
+                    see(plan.timing(step, seconds[i], parts));
+                }
                 last = std::time::Instant::now();
             })
         })
     }
 
-    /// Calls `f` with the plan for these inputs and memory that no other run uses.
+    /// Calls `f` with the plan for parts of these inputs, how many parts there are, and
+    /// memory that no other run uses.
     fn with_plan<T: Send>(
         &self,
         inputs: &[Tensor],
-        f: impl FnOnce(&Plan, &mut Memory) -> Result<T> + Send,
+        f: impl FnOnce(&Plan, usize, &mut [Memory]) -> Result<T> + Send,
     ) -> Result<T> {
         let planned = self.planned(inputs)?;
         let idle = planned.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut memory = idle.unwrap_or_else(|| planned.plan.memory());
-        let done = with_threads_awake(|| f(&planned.plan, &mut memory));
+        let lanes = planned.threads.min(planned.parts).max(1);
+        let mut memory = idle.unwrap_or_else(|| (0..lanes).map(|_| planned.plan.memory()).collect());
+        let done = with_threads_awake(|| f(&planned.plan, planned.parts, &mut memory));
         planned.idle.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
         done
     }
 
     fn planned(&self, inputs: &[Tensor]) -> Result<Arc<Planned>> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = rayon::current_num_threads();
         let fits = |p: &Arc<Planned>| {
             let wanted = p.inputs.iter().map(|(dtype, shape)| (*dtype, shape.as_slice()));
-            wanted.eq(inputs.iter().map(|t| (t.dtype(), t.shape())))
+            p.threads == threads && wanted.eq(inputs.iter().map(|t| (t.dtype(), t.shape())))
         };
         if let Some(planned) = plans.iter().find(|p| fits(p)) {
             return Ok(planned.clone());
         }
         self.graph.check_inputs(inputs)?;
-        let plan = plan::plan(&self.graph, inputs)?;
+        let (plan, parts) = self.plan_of_parts(inputs, threads)?;
         let inputs = inputs.iter().map(|t| (t.dtype(), t.shape().to_vec())).collect();
-        let planned = Arc::new(Planned { inputs, plan, idle: Mutex::default() });
+        let planned = Arc::new(Planned { threads, inputs, plan, parts, idle: Mutex::default() });
         if plans.len() == PLANS {
             plans.remove(0);
         }
         plans.push(planned.clone());
         Ok(planned)
+    }
+
+    /// A plan for parts of these inputs, and how many parts there are.
+    fn plan_of_parts(&self, inputs: &[Tensor], threads: usize) -> Result<(Plan, usize)> {
+        let plan_of = |batch: Option<usize>| {
+            let mut shapes: Vec<Vec<usize>> = inputs.iter().map(|t| t.shape().to_vec()).collect();
+            if let Some(batch) = batch {
+                shapes.iter_mut().filter_map(|shape| shape.first_mut()).for_each(|n| *n = batch);
+            }
+            plan::plan(&self.graph, shapes.iter().map(Vec::as_slice))
+        };
+        let batch = inputs.first().and_then(|t| t.shape().first()).copied().unwrap_or(0);
+        if self.apart && batch > 1 {
+            let of_one = plan_of(Some(1))?;
+            let size = plan::size(batch, threads, of_one.bytes(), of_one.weight_bytes());
+            if of_one.runs_in_parts() && size < batch {
+                let plan = if size == 1 { of_one } else { plan_of(Some(size))? };
+                return Ok((plan, batch / size));
+            }
+        }
+        Ok((plan_of(None)?, 1))
     }
 
     /// [`Session::run`], with every input and computed value shown to `see`.

@@ -9,9 +9,12 @@ mod models;
 use lowbit::graph::{Builder, Graph};
 use lowbit::op::{Dim, Fact};
 use lowbit::ops::binary::Arithmetic;
+use lowbit::ops::conv::Conv;
 use lowbit::ops::layout::{Concat, Transpose};
-use lowbit::ops::shape::Identity;
+use lowbit::ops::linear::MatMul;
+use lowbit::ops::shape::{Flatten, Identity};
 use lowbit::ops::unary::Unary;
+use lowbit::ops::window::{Padding, Window};
 use lowbit::qconfig::{QConfigMapping, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::session::Session;
@@ -121,4 +124,52 @@ fn outputs_are_written_into_tensors_of_any_shape() {
     assert_eq!(y, want);
     let error = session.run_into(&x, &mut y[..2]).unwrap_err().to_string();
     assert!(error.contains("3 outputs, and 2 tensors"), "{error}");
+}
+
+/// Images to classes, each by itself.
+fn classifier() -> Graph {
+    let mut b = Builder::default();
+    let shape = [Dim::Named("N".into()), Dim::Known(3), Dim::Known(8), Dim::Known(8)];
+    let x = b.input("x", Fact::new(DType::F32, shape));
+    let filters = b.constant("filters", ramp(&[20, 3, 3, 3]));
+    let window = Window { padding: Padding::Explicit(vec![(1, 1); 2]), ..Window::default() };
+    let conv = b.apply("conv", Arc::new(Conv { window, group: 1, kernel: None }), &[x, filters]).unwrap();
+    let relu = b.apply("relu", Arc::new(Unary::Relu), &[conv]).unwrap();
+    let flat = b.apply("flat", Arc::new(Flatten { axis: 1 }), &[relu]).unwrap();
+    let weights = b.constant("weights", ramp(&[20 * 8 * 8, 5]));
+    let y = b.apply("y", Arc::new(MatMul), &[flat, weights]).unwrap();
+    b.finish([("relu".to_string(), relu), ("y".to_string(), y)]).unwrap()
+}
+
+#[test]
+fn batches_in_parts_are_what_each_sample_is() {
+    let session = Session::compile(&classifier()).unwrap();
+    let image = 3 * 8 * 8;
+    for threads in [1, 2, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for n in [0usize, 1, 2, 7, 9, 12] {
+            let x = ramp(&[n, 3, 8, 8]);
+            let one = |i: usize| {
+                let sample = x.slice::<f32>().unwrap()[i * image..][..image].to_vec();
+                session.run(&[Tensor::new(&[1, 3, 8, 8], sample).unwrap()]).unwrap()
+            };
+            let alone: Vec<Vec<Tensor>> = (0..n).map(one).collect();
+            pool.install(|| {
+                let mut got = session.run(std::slice::from_ref(&x)).unwrap();
+                for round in 0..2 {
+                    for (i, got) in got.iter().enumerate() {
+                        let values = |y: &Vec<Tensor>| y[i].slice::<f32>().unwrap().to_vec();
+                        let want: Vec<f32> = alone.iter().flat_map(values).collect();
+                        let case = format!("{threads} threads, {n} images, output {i}, round {round}");
+                        assert_eq!(got.slice::<f32>().unwrap(), want, "{case}");
+                        assert_eq!(got.shape()[0], n, "{case}");
+                    }
+                    session.run_into(std::slice::from_ref(&x), &mut got).unwrap();
+                }
+                let mut macs = 0;
+                session.time(std::slice::from_ref(&x), &mut |t| macs += t.macs).unwrap();
+                assert_eq!(macs, (n * (20 * 27 * 64 + 20 * 64 * 5)) as u64, "{threads} threads, {n} images");
+            });
+        }
+    }
 }

@@ -1,11 +1,15 @@
 //! A compiled graph at known shapes: a list of steps over one arena.
 
+mod batch;
 mod build;
 mod memory;
+mod parts;
 
 use std::ops::Range;
 
+pub use batch::Inputs;
 pub use build::plan;
+pub use parts::{are_apart, size};
 
 use self::memory::{Arena, Reader};
 use crate::error::{Result, invalid};
@@ -143,11 +147,34 @@ impl Plan {
         }
     }
 
+    /// The number of steps.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Bytes that a run writes to.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.scratch
+    }
+
+    /// Bytes of the weights that a run reads, about: for each row of results, every
+    /// weight is multiplied once.
+    pub fn weight_bytes(&self) -> usize {
+        let of_step = |step: &Step| match step.results.as_slice() {
+            [Place::Arena(y)] if !matches!(step.work, Work::Copy) => {
+                let weights = self.graph.node_macs(step.node) / y.rows.max(1) as u64;
+                usize::try_from(weights).unwrap_or(0) * size_of_dtype(y.dtype)
+            }
+            _ => 0,
+        };
+        self.steps.iter().map(of_step).sum()
+    }
+
     /// Runs all steps; `done` is called after each.
     ///
     /// # Errors
     /// If an operator fails; the error names the node.
-    pub fn run(&self, inputs: &[Tensor], memory: &mut Memory, mut done: impl FnMut(&Step)) -> Result<()> {
+    pub fn run(&self, inputs: Inputs<'_>, memory: &mut Memory, mut done: impl FnMut(&Step)) -> Result<()> {
         for step in &self.steps {
             step.run(inputs, memory).map_err(|e| {
                 let node = self.graph.node(step.node);
@@ -163,7 +190,7 @@ impl Plan {
     /// # Errors
     /// If there was no run.
     pub fn output(&self, i: usize, inputs: &[Tensor], memory: &Memory) -> Result<Tensor> {
-        self.outputs[i].tensor(inputs, memory)
+        self.outputs[i].tensor(Inputs::whole(inputs), memory)
     }
 
     /// Output `i` after a run, copied into `to`, which gets a new buffer only if
@@ -208,8 +235,8 @@ pub struct Timing<'a> {
 }
 
 impl Plan {
-    /// What `step` cost, given the seconds that it took.
-    pub fn timing(&self, step: &Step, seconds: f64) -> Timing<'_> {
+    /// What `step` cost in all parts of a batch, given the seconds that it took.
+    pub fn timing(&self, step: &Step, seconds: f64, parts: usize) -> Timing<'_> {
         let node = self.graph.node(step.node);
         let (op, operands) = match &node.kind {
             Kind::Apply { op, inputs } => (op.name(), inputs.as_slice()),
@@ -222,8 +249,8 @@ impl Plan {
             op,
             algorithm: step.algorithm(),
             seconds,
-            macs: if copied { 0 } else { self.graph.node_macs(step.node) },
-            bytes: facts.map(|f| f.dtype.bytes_of(f.elements() as usize) as u64).sum(),
+            macs: if copied { 0 } else { self.graph.node_macs(step.node) * parts as u64 },
+            bytes: parts as u64 * facts.map(|f| f.dtype.bytes_of(f.elements() as usize) as u64).sum::<u64>(),
         }
     }
 }
@@ -238,7 +265,7 @@ impl Step {
         }
     }
 
-    fn run(&self, inputs: &[Tensor], memory: &mut Memory) -> Result<()> {
+    fn run(&self, inputs: Inputs<'_>, memory: &mut Memory) -> Result<()> {
         match (&self.work, self.results.as_slice()) {
             (Work::Eval(op), results) => {
                 let operands = self.operands.iter().map(|p| p.tensor(inputs, memory));
@@ -257,7 +284,7 @@ impl Step {
                 let mut views = [View::Other; MOST_OPERANDS];
                 for (view, place) in views.iter_mut().zip(&self.operands) {
                     *view = match place {
-                        Place::Input(i) => View::of(&inputs[*i]),
+                        Place::Input(i) => inputs.view(*i),
                         Place::Constant(t) => View::of(t),
                         Place::Arena(region) => region.view(reader)?,
                         Place::Loose(i) => View::of(made(&memory.loose, *i)?),
@@ -284,9 +311,9 @@ impl Step {
 }
 
 impl Place {
-    fn tensor(&self, inputs: &[Tensor], memory: &Memory) -> Result<Tensor> {
+    fn tensor(&self, inputs: Inputs<'_>, memory: &Memory) -> Result<Tensor> {
         match self {
-            Place::Input(i) => Ok(inputs[*i].clone()),
+            Place::Input(i) => inputs.tensor(*i),
             Place::Constant(t) => Ok(t.clone()),
             Place::Arena(region) => region.tensor(memory.arena.reader()),
             Place::Loose(i) => made(&memory.loose, *i).cloned(),

@@ -13,8 +13,8 @@ use crate::tensor::{DType, Tensor, element_count};
 ///
 /// # Errors
 /// If an operator does not fit these shapes; the error names the node.
-pub fn plan(graph: &Graph, inputs: &[Tensor]) -> Result<Plan> {
-    let graph = graph.at_shapes(inputs.iter().map(Tensor::shape))?;
+pub fn plan<'a>(graph: &Graph, shapes: impl IntoIterator<Item = &'a [usize]>) -> Result<Plan> {
+    let graph = graph.at_shapes(shapes)?;
     let mut planner = Planner {
         graph: &graph,
         uses: graph.uses(),
