@@ -9,7 +9,7 @@ use crate::ops::conv::Conv;
 use crate::ops::linear::Gemm;
 use crate::quantize::{Line, Point, PointOp, Prepared, Progress};
 use crate::scheme::{Format, Granularity};
-use crate::tensor::Tensor;
+use crate::tensor::{KeptMemory, Tensor};
 
 /// How much a deviation is changed at most, either way: more is not the rounding's doing.
 const MOST: f64 = 2.0;
@@ -54,6 +54,7 @@ pub fn renormalize(
     let in_float = |v| layers.iter().position(|layer| layer.output == v);
     let in_quantized = |v| quantized.iter().position(|output| *output == Some(v));
     let mut moments = vec![Moments::default(); layers.len()];
+    let _kept = KeptMemory::up_to(0);
     for (i, batch) in batches.enumerate() {
         let batch = batch?;
         float.run_watched(
