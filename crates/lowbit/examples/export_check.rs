@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use lowbit::data::npz;
 use lowbit::graph::Graph;
-use lowbit::passes::{products_of_few_bits, tensorrt_dialect};
+use lowbit::passes::{products_of_few_bits, renormalize, tensorrt_dialect};
 use lowbit::qconfig::{Per, QConfig, QConfigMapping, Spec, preset};
 use lowbit::quantize::{fuse, prepare};
 use lowbit::scheme::{Format, Mapping};
@@ -121,10 +121,7 @@ fn configurations(model: &str) -> Result<Vec<(&'static str, QConfig)>> {
     let mut all = vec![("default", default.clone())];
     all.extend(named(&["fbgemm", "x86", "qnnpack", "onednn", "tensorrt", "onnxruntime"])?);
     all.extend(unobserved);
-    all.push((
-        "per-tensor",
-        QConfig { weight: Spec { per: Per::Tensor, ..default.weight.clone() }, ..default.clone() },
-    ));
+    all.push(("per-tensor", QConfig { weight: default.weight.clone().per(Per::Tensor), ..default.clone() }));
     all.push(("int16-activations", activation(Format::INT16, Mapping::Symmetric)));
     all.push(("int4-weights", weight(Format::INT4, Mapping::Symmetric)));
     all.push(("uint4-weights", weight(Format::UINT4, Mapping::Affine)));
@@ -190,8 +187,9 @@ fn write_quantized(
 
 fn quantize(float: &Graph, config: QConfig, calibration: &[Tensor]) -> Result<Graph> {
     let mut prepared = prepare(&fuse(float)?, &QConfigMapping::global(config))?;
-    prepared.calibrate(calibration.iter().map(|x| Ok(vec![x.clone()])), &|_| Ok(()))?;
-    Ok(prepared.convert()?.graph)
+    let batches = || calibration.iter().map(|x| Ok(vec![x.clone()]));
+    prepared.calibrate(batches(), &|_| Ok(()))?;
+    Ok(renormalize(&prepared, batches(), &|_| Ok(()))?.convert()?.graph)
 }
 
 /// The batches that hold the first `most` samples.
