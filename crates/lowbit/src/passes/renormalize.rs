@@ -30,15 +30,15 @@ const LANES: usize = 8;
 /// behind those that have been changed. The bias makes up for all errors before it: bias
 /// correction has nothing left to do.
 ///
-/// `prepared` is calibrated; one batch is held at a time. `progress` is called after each
-/// batch. If no weight asks for it, nothing is read.
+/// `prepared` is calibrated; two batches are held at a time, of which one runs in float while
+/// the one before runs quantized. `progress` is called after each batch. If no weight asks for it, nothing is read.
 ///
 /// # Errors
 /// If there is no batch or one does not fit the model, a point saw no value, or `progress`
 /// stops it.
 pub fn renormalize(
     prepared: &Prepared,
-    batches: impl Iterator<Item = Result<Vec<Tensor>>>,
+    mut batches: impl Iterator<Item = Result<Vec<Tensor>>> + Send,
     progress: &Progress,
 ) -> Result<Prepared> {
     let float = prepared.graph();
@@ -53,15 +53,18 @@ pub fn renormalize(
     let quantized: Vec<Option<Var>> = layers.iter().map(|layer| converted.find(name(layer))).collect();
     let in_float = |v| layers.iter().position(|layer| layer.output == v);
     let in_quantized = |v| quantized.iter().position(|output| *output == Some(v));
-    let mut moments = vec![Moments::default(); layers.len()];
-    let _kept = KeptMemory::up_to(0);
-    for (i, batch) in batches.enumerate() {
-        let batch = batch?;
+    let in_float = |batch: Vec<Tensor>| -> Result<(Vec<Tensor>, Vec<Channels>)> {
+        let _kept = KeptMemory::up_to(0);
+        let mut seen = vec![Channels::default(); layers.len()];
         float.run_watched(
             &batch,
             |v| in_float(v).is_some(),
-            |v, _, value| in_float(v).map_or(Ok(()), |layer| moments[layer].float.add(value)),
+            |v, _, value| in_float(v).map_or(Ok(()), |layer| seen[layer].add(value)),
         )?;
+        Ok((batch, seen))
+    };
+    let walk = |batch: Vec<Tensor>, moments: &mut [Moments]| -> Result<()> {
+        let _kept = KeptMemory::up_to(0);
         let mut steps = converted.steps(|v| in_quantized(v).is_some());
         batch.into_iter().enumerate().try_for_each(|(i, x)| steps.give(i, x))?;
         while let Some((v, made)) = steps.advance()? {
@@ -69,7 +72,18 @@ pub fn renormalize(
             moments[layer].quantized.add(&made)?;
             steps.replace(moments[layer].given_back(&made)?)?;
         }
-        progress(i + 1)?;
+        Ok(())
+    };
+    let mut moments = vec![Moments::default(); layers.len()];
+    let mut next = || batches.next().map(|batch| in_float(batch?)).transpose();
+    let (mut ready, mut done) = (next()?, 0);
+    while let Some((batch, seen)) = ready.take() {
+        moments.iter_mut().zip(&seen).for_each(|(moments, seen)| moments.float.merge(seen));
+        let (walked, following) = rayon::join(|| walk(batch, &mut moments), &mut next);
+        walked?;
+        ready = following?;
+        done += 1;
+        progress(done)?;
     }
     if moments.iter().all(|moments| moments.float.count == 0) {
         return Err(invalid!("there is no data to normalize by: give at least one sample"));
@@ -139,6 +153,16 @@ impl Channels {
         }
         self.count += (value.len() / channels) as u64;
         Ok(())
+    }
+
+    /// Adds what `other` has seen.
+    fn merge(&mut self, other: &Channels) {
+        let most = self.sums.len().max(other.sums.len());
+        for (ours, theirs) in [(&mut self.sums, &other.sums), (&mut self.squares, &other.squares)] {
+            ours.resize(most, 0.0);
+            ours.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
+        }
+        self.count += other.count;
     }
 
     /// Mean and deviation of channel `c`.
