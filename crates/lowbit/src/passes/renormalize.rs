@@ -25,13 +25,15 @@ const LANES: usize = 8;
 /// ([`crate::qconfig::Spec::renormalize`]) and have a scale for each output channel, integer
 /// codes, and no bias that is computed. Codes stay: a channel's scale and its bias change,
 /// when they are converted ([`Point::regained`]).
+///
 /// Each batch runs once in float and once quantized; there, what a layer makes gets the float
 /// moments of the batches so far before another layer reads it, so that each layer is measured
 /// behind those that have been changed. The bias makes up for all errors before it: bias
 /// correction has nothing left to do.
 ///
 /// `prepared` is calibrated; two batches are held at a time, of which one runs in float while
-/// the one before runs quantized. `progress` is called after each batch. If no weight asks for it, nothing is read.
+/// the one before runs quantized. `progress` is called after each batch. If no weight asks for
+/// it, nothing is read.
 ///
 /// # Errors
 /// If there is no batch or one does not fit the model, a point saw no value, or `progress`
