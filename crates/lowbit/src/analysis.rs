@@ -32,7 +32,7 @@ pub use distribution::{
 pub use evaluate::{Evaluation, Paired, Score, evaluate};
 pub use lint::{Level, Lint, Remark, lint};
 pub use profile::{Latency, NodeProfile, Profile, profile};
-pub use provenance::{Digest, Provenance, sha256_of_data, sha256_of_file};
+pub use provenance::Provenance;
 pub use reference::Reference;
 pub use runner::Runner;
 pub use scores::{Metric, Scores};

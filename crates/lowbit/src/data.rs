@@ -4,6 +4,7 @@
 mod augment;
 mod compressed;
 mod dataset;
+mod digest;
 mod feed;
 mod files;
 pub mod image;
@@ -16,6 +17,7 @@ mod records;
 
 pub use augment::Augment;
 pub use dataset::{Batch, Batches, Dataset};
+pub use digest::{Digest, sha256_of_file};
 pub use feed::{batch_size, inputs_of};
 pub use files::write_atomically;
 pub(crate) use journal::Journal;

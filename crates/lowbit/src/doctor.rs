@@ -21,7 +21,7 @@ pub use trial::{Measured, Trial};
 
 use self::layers::LATE;
 use self::remedies::REMEDIES;
-use crate::analysis::{Latency, Reference, Runner, Sensitivity, Subject, diagnose, sha256_of_data};
+use crate::analysis::{Latency, Reference, Runner, Sensitivity, Subject, diagnose};
 use crate::data::{Journal, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
@@ -162,11 +162,7 @@ impl<'a> Search<'a> {
         let reference = Reference::of(float, judged.data.batches(batch), threads())?;
         let goal = options.goal.unwrap_or_else(|| Goal::usual(&reference.own));
         let bar = Bar { goal: goal.resolved(&reference.own)?, most_ms: options.most_ms };
-        let header = Header {
-            doctor: reference.checksum(),
-            calibration: sha256_of_data(calibration.data)?.to_string(),
-            bar,
-        };
+        let header = Header { doctor: reference.checksum(), calibration: calibration.data.sha256()?, bar };
         let path = options.folder.as_ref().map(|folder| folder.join("trials.jsonl"));
         let journal = Journal::open(path.as_deref(), &header)?;
         Ok(Search {

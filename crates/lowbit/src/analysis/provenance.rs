@@ -1,20 +1,14 @@
 //! What a quantized model was made from, and how, in the model's metadata.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 use super::summary::{Place, Quantized};
-use crate::data::Dataset;
-use crate::error::{Error, Result, invalid};
+use crate::data::{Dataset, Digest, sha256_of_file};
+use crate::error::{Result, invalid};
 use crate::graph::Graph;
-
-/// A SHA-256 hash in hexadecimal digits.
-pub type Digest = String;
 
 /// What a quantized model was made from, and how: metadata under keys that begin with `lowbit.`.
 /// It has no date and no path, so that the same inputs give the same bytes.
@@ -63,7 +57,7 @@ impl Provenance {
             settings,
             codes: String::new(),
             model: sha256_of_file(model)?,
-            data: data.map(sha256_of_data).transpose()?,
+            data: data.map(Dataset::sha256).transpose()?,
             samples: data.map(Dataset::len),
         })
     }
@@ -122,43 +116,6 @@ fn codes(graph: &Graph) -> Result<String> {
         })
         .collect();
     Ok(kinds.into_iter().collect::<Vec<_>>().join(", "))
-}
-
-fn hex(hash: Sha256) -> Digest {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The hash of a file's bytes, as `sha256sum` prints it; of a model without its external data.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn sha256_of_file(path: &Path) -> Result<Digest> {
-    let at = |e| Error::io(path, e);
-    let mut file = File::open(path).map_err(at)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer).map_err(at)? {
-            0 => return Ok(hex(hash)),
-            n => hash.update(&buffer[..n]),
-        }
-    }
-}
-
-/// The hash of the samples, as they are prepared for the model, in order: of each sample, and of
-/// each of its inputs, the line `name type[shape]` and the little-endian bytes. It does not depend on
-/// how samples are stored, nor on batches.
-///
-/// # Errors
-/// If a sample cannot be read; the error names it.
-pub fn sha256_of_data(data: &Dataset) -> Result<Digest> {
-    let mut hash = Sha256::new();
-    for sample in data.batches(1) {
-        for (name, x) in sample?.inputs {
-            hash.update(format!("{name} {}{:?}\n", x.dtype(), x.shape()));
-            hash.update(x.to_bytes());
-        }
-    }
-    Ok(hex(hash))
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ mod arrays;
 mod folder;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::digest::{Digest, SampleHash};
 use super::image::{self, Picture};
 use super::preprocess::Preprocess;
 use super::records::{self, Records};
@@ -28,6 +30,8 @@ pub struct Dataset {
     labels: Option<Vec<usize>>,
     /// The source's samples that are used, in order.
     order: Vec<usize>,
+    /// The hash of these, once it was asked for.
+    digest: OnceLock<Digest>,
 }
 
 #[derive(Debug)]
@@ -65,7 +69,8 @@ impl Dataset {
     /// | `-ubyte` `-ubyte.gz` | IDX pictures (MNIST) | IDX file beside it, `labels` and `idx1` in its name for `images` and `idx3` |
     ///
     /// Pictures are prepared by `preprocess` when their batch is asked for;
-    /// arrays and records are held as they are in the file. `inputs` are the
+    /// rows of `.npy` files are read then, other arrays and records held as they
+    /// are in the file. `inputs` are the
     /// model's inputs, against which the samples are checked; without a model
     /// they are empty, and a picture's input is named `input`.
     ///
@@ -83,6 +88,7 @@ impl Dataset {
             preprocess: preprocess.clone(),
             input: inputs.first().map_or("input", |v| &v.name).to_owned(),
             labels,
+            digest: OnceLock::new(),
         };
         if dataset.is_empty() {
             return Err(invalid!("holds no sample").at(place()));
@@ -110,24 +116,41 @@ impl Dataset {
 
     /// The first `n` samples.
     #[must_use]
-    pub fn take(mut self, n: usize) -> Dataset {
-        self.order.truncate(n);
-        self
+    pub fn take(self, n: usize) -> Dataset {
+        self.reordered(|order| order.truncate(n))
     }
 
     /// All but the first `n` samples.
     #[must_use]
-    pub fn skip(mut self, n: usize) -> Dataset {
-        self.order.drain(..n.min(self.order.len()));
-        self
+    pub fn skip(self, n: usize) -> Dataset {
+        self.reordered(|order| drop(order.drain(..n.min(order.len()))))
     }
 
     /// The samples in an order drawn by `seed` (Fisher-Yates over SplitMix64);
     /// the same seed gives the same order on every machine.
     #[must_use]
-    pub fn shuffled(mut self, seed: u64) -> Dataset {
-        SplitMix::new(seed).shuffle(&mut self.order);
-        self
+    pub fn shuffled(self, seed: u64) -> Dataset {
+        self.reordered(|order| SplitMix::new(seed).shuffle(order))
+    }
+
+    fn reordered(self, change: impl FnOnce(&mut Vec<usize>)) -> Dataset {
+        let mut order = self.order;
+        change(&mut order);
+        Dataset { order, digest: OnceLock::new(), ..self }
+    }
+
+    /// The SHA-256 of the samples, as they are prepared for the model, in order: of each sample, and of
+    /// each of its inputs, the line `name type[shape]` and the little-endian bytes. It does not depend on
+    /// how samples are stored. It is known once all batches were read [`hashed`](Batches::hashed); else
+    /// they are read for it.
+    ///
+    /// # Errors
+    /// If a sample cannot be read; the error names it.
+    pub fn sha256(&self) -> Result<Digest> {
+        if self.digest.get().is_none() {
+            self.batches(1).hashed().try_for_each(|batch| batch.map(drop))?;
+        }
+        Ok(self.digest.get_or_init(|| SampleHash::default().finish()).clone())
     }
 
     /// The samples at these positions, as one batch.
@@ -144,7 +167,7 @@ impl Dataset {
     /// Images of a batch are decoded in parallel; batches are not kept. After
     /// an error there is nothing more.
     pub fn batches(&self, size: usize) -> Batches<'_> {
-        Batches { dataset: self, at: 0, size: size.max(1) }
+        Batches { dataset: self, at: 0, size: size.max(1), hash: None }
     }
 
     /// Refuses samples that are not what `inputs` expect: an input without
@@ -298,6 +321,17 @@ pub struct Batches<'a> {
     dataset: &'a Dataset,
     at: usize,
     size: usize,
+    hash: Option<SampleHash>,
+}
+
+impl Batches<'_> {
+    /// The same, of which the hash is taken as they are read, if it is not known: [`Dataset::sha256`]
+    /// then need not read them again.
+    #[must_use]
+    pub fn hashed(mut self) -> Self {
+        self.hash = self.dataset.digest.get().is_none().then(SampleHash::default);
+        self
+    }
 }
 
 impl Iterator for Batches<'_> {
@@ -314,8 +348,15 @@ impl Iterator for Batches<'_> {
         }
         self.at += samples.len();
         let batch = self.dataset.batch(samples);
-        if batch.is_err() {
-            self.at = self.dataset.order.len();
+        match (&batch, &mut self.hash) {
+            (Ok(batch), Some(hash)) => hash.update(batch),
+            (Ok(_), None) => {}
+            (Err(_), _) => (self.at, self.hash) = (self.dataset.order.len(), None),
+        }
+        if self.at == self.dataset.order.len()
+            && let Some(hash) = self.hash.take()
+        {
+            self.dataset.digest.get_or_init(|| hash.finish());
         }
         Some(batch)
     }

@@ -2,6 +2,7 @@
 //! (format versions 1 to 3, as `numpy.lib.format` defines them).
 
 mod header;
+mod rows;
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -12,6 +13,7 @@ use super::files::write_atomically;
 use crate::error::{Error, Result, invalid};
 use crate::tensor::{DType, Tensor, element_count};
 use header::Header;
+pub use rows::Rows;
 
 /// The longest header that is read; NumPy's own are 128 bytes or little more.
 const MAX_HEADER: u64 = 1 << 16;
@@ -42,25 +44,26 @@ pub fn decode(bytes: &[u8]) -> Result<Tensor> {
 /// Reads an array from a stream of `available` bytes; nothing is allocated for
 /// a shape that they cannot hold.
 pub(super) fn read_from(mut reader: impl Read, available: u64) -> Result<Tensor> {
-    let (header, header_bytes) = read_header(&mut reader)?;
-    let Header { dtype, big_endian, fortran, shape } = header;
-    let bytes = dtype.bytes_of(element_count(&shape)?) as u64;
-    let left = available.saturating_sub(header_bytes);
-    if left != bytes {
-        return Err(invalid!("{dtype}{shape:?} takes {bytes} bytes, {left} follow the header"));
+    let (header, header_bytes) = read_header(&mut reader, available)?;
+    let mut data = read_at_most(reader, available - header_bytes)?;
+    if header.fortran && !data.is_empty() && data.len() as u64 == available - header_bytes {
+        data = to_row_major(&data, &header.shape, header.dtype.bits() / 8);
     }
-    let mut data = read_at_most(reader, bytes)?;
-    let size = dtype.bits() / 8;
-    if big_endian {
-        data.chunks_exact_mut(size).for_each(<[u8]>::reverse);
-    }
-    if fortran && !data.is_empty() && data.len() as u64 == bytes {
-        data = to_row_major(&data, &shape, size);
-    }
-    Tensor::from_bytes(dtype, &shape, &data)
+    header.elements(&header.shape, data)
 }
 
-fn read_header(reader: &mut impl Read) -> Result<(Header, u64)> {
+impl Header {
+    /// The tensor of these bytes of the file.
+    fn elements(&self, shape: &[usize], mut data: Vec<u8>) -> Result<Tensor> {
+        if self.big_endian {
+            data.chunks_exact_mut(self.dtype.bits() / 8).for_each(<[u8]>::reverse);
+        }
+        Tensor::from_bytes(self.dtype, shape, &data)
+    }
+}
+
+/// The header of `available` bytes, and how many of these it takes; the others are those of the elements.
+fn read_header(reader: &mut impl Read, available: u64) -> Result<(Header, u64)> {
     fn bytes<const N: usize>(reader: &mut impl Read) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         reader.read_exact(&mut bytes).map_err(|e| invalid!("the npy header is cut short: {e}"))?;
@@ -85,7 +88,14 @@ fn read_header(reader: &mut impl Read) -> Result<(Header, u64)> {
         return Err(invalid!("the npy header is cut short: {} of {length} bytes", text.len()));
     }
     let text = str::from_utf8(&text).map_err(|e| invalid!("the npy header is not text: {e}"))?;
-    Ok((header::parse(text)?, 8 + length_bytes + length))
+    let (header, taken) = (header::parse(text)?, 8 + length_bytes + length);
+    let Header { dtype, shape, .. } = &header;
+    let bytes = dtype.bytes_of(element_count(shape)?) as u64;
+    let left = available.saturating_sub(taken);
+    if left != bytes {
+        return Err(invalid!("{dtype}{shape:?} takes {bytes} bytes, {left} follow the header"));
+    }
+    Ok((header, taken))
 }
 
 /// Column-major elements of `size` bytes in row-major order.

@@ -12,7 +12,7 @@ impl Tensor {
         macro_rules! bytes {
             ($($t:ty),*) => {
                 $(if let Ok(x) = self.slice::<$t>() {
-                    return x.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    return write(x, <$t>::to_le_bytes);
                 })*
             };
         }
@@ -65,7 +65,13 @@ impl Tensor {
     }
 }
 
-fn read<T: Element, const N: usize>(bytes: &[u8], f: fn([u8; N]) -> T) -> Vec<T> {
+fn write<T: Element, const N: usize>(elements: &[T], f: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; elements.len() * N];
+    bytes.as_chunks_mut::<N>().0.iter_mut().zip(elements).for_each(|(b, &x)| *b = f(x));
+    bytes
+}
+
+fn read<T: Element, const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use globset::Glob;
 use half::{bf16, f16};
@@ -28,8 +28,38 @@ pub(super) struct Arrays {
 #[derive(Debug)]
 struct Array {
     input: String,
-    tensor: Tensor,
+    stored: Stored,
     form: Form,
+}
+
+/// Where the rows of an array lie.
+#[derive(Debug)]
+enum Stored {
+    Memory(Tensor),
+    File(npy::Rows),
+}
+
+impl Stored {
+    fn dtype(&self) -> DType {
+        match self {
+            Stored::Memory(t) => t.dtype(),
+            Stored::File(rows) => rows.dtype(),
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Stored::Memory(t) => t.shape(),
+            Stored::File(rows) => rows.shape(),
+        }
+    }
+
+    fn rows(&self, rows: &[usize]) -> Result<Tensor> {
+        match self {
+            Stored::Memory(t) => gather(t, rows),
+            Stored::File(file) => file.read(rows),
+        }
+    }
 }
 
 /// What becomes of the rows.
@@ -53,14 +83,14 @@ pub(super) struct Sequences {
 
 /// The arrays of a file by name; the only one of a `.npy` file is `x`.
 enum Members {
-    One(Tensor),
+    One(PathBuf),
     Many(Npz<BufReader<File>>),
 }
 
 impl Members {
     fn open(path: &Path) -> Result<Members> {
         let is_npz = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"));
-        if is_npz { Npz::open(path).map(Members::Many) } else { npy::read(path).map(Members::One) }
+        if is_npz { Npz::open(path).map(Members::Many) } else { Ok(Members::One(path.to_owned())) }
     }
 
     fn names(&self) -> Vec<String> {
@@ -72,10 +102,21 @@ impl Members {
 
     fn read(&mut self, name: &str) -> Result<Tensor> {
         match self {
-            Members::One(t) if name == "x" => Ok(t.clone()),
+            Members::One(path) if name == "x" => npy::read(path),
             Members::One(_) => Err(invalid!("an .npy file has one array, x, and no {name:?}")),
             Members::Many(npz) => npz.read(name),
         }
+    }
+
+    /// An array whose rows are the samples; that of a `.npy` file stays there.
+    fn stored(&mut self, name: &str) -> Result<Stored> {
+        if let Members::One(path) = self
+            && name == "x"
+            && let Some(rows) = npy::Rows::open(path)?
+        {
+            return Ok(Stored::File(rows));
+        }
+        self.read(name).map(Stored::Memory)
     }
 }
 
@@ -111,25 +152,25 @@ pub(super) fn open(
     }
     let mut arrays = vec![];
     for (i, (input, key)) in choose(&names, rule, inputs)?.into_iter().enumerate() {
-        let tensor = file.read(&key)?;
-        if tensor.rank() == 0 {
+        let stored = file.stored(&key)?;
+        if stored.shape().is_empty() {
             return Err(invalid!("array {key:?} has no dimension to take samples from"));
         }
         let wanted = inputs.iter().find(|v| v.name == input).map(|v| v.fact.dtype);
         let form = match affine {
             Some(affine) if i == 0 => Form::Affine(affine),
-            _ if rule.is_none() && wanted != Some(DType::U8) => picture_form(&tensor),
+            _ if rule.is_none() && wanted != Some(DType::U8) => picture_form(stored.dtype(), stored.shape()),
             _ => Form::AsIs,
         };
-        arrays.push(Array { input, tensor, form });
+        arrays.push(Array { input, stored, form });
     }
-    let count = arrays.first().map_or(0, |a| a.tensor.shape()[0]);
-    if let Some(other) = arrays.iter().find(|a| a.tensor.shape()[0] != count) {
+    let count = arrays.first().map_or(0, |a| a.stored.shape()[0]);
+    if let Some(other) = arrays.iter().find(|a| a.stored.shape()[0] != count) {
         return Err(invalid!(
             "{:?} has {count} samples and {:?} has {}; the first dimension is the sample",
             arrays[0].input,
             other.input,
-            other.tensor.shape()[0]
+            other.stored.shape()[0]
         ));
     }
     let labels = labels(&mut file, rule, count)?;
@@ -163,9 +204,9 @@ fn choose(names: &[String], rule: Option<&ArrayRule>, inputs: &[Value]) -> Resul
 }
 
 /// 8-bit arrays of rank 4 with 1 or 3 channels are pictures.
-fn picture_form(tensor: &Tensor) -> Form {
-    match (tensor.dtype(), tensor.shape()) {
-        _ if tensor.is_empty() => Form::AsIs,
+fn picture_form(dtype: DType, shape: &[usize]) -> Form {
+    match (dtype, shape) {
+        _ if shape.contains(&0) => Form::AsIs,
         (DType::U8, [_, 1 | 3, _, _]) => Form::Planar,
         (DType::U8, [_, _, _, 1 | 3]) => Form::Interleaved,
         _ => Form::AsIs,
@@ -238,14 +279,14 @@ fn classes(t: &Tensor, count: usize) -> Option<Vec<usize>> {
 
 impl Arrays {
     pub fn len(&self) -> usize {
-        self.inputs.first().map_or(0, |a| a.tensor.shape()[0])
+        self.inputs.first().map_or(0, |a| a.stored.shape()[0])
     }
 
     /// The rows `samples` of each array, prepared.
     pub fn rows(&self, samples: &[usize], preprocess: &Preprocess) -> Result<Vec<(String, Tensor)>> {
         let rows = |a: &Array| {
-            let rows = gather(&a.tensor, samples)?;
-            let shape = a.tensor.shape();
+            let rows = a.stored.rows(samples)?;
+            let shape = a.stored.shape();
             let t = match a.form {
                 Form::AsIs => rows,
                 Form::Affine(affine) => affine.apply(&rows)?,

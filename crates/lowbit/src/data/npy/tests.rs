@@ -192,3 +192,48 @@ proptest! {
         prop_assert!(decode(&encode(&t).unwrap()[..at]).is_err());
     }
 }
+
+#[test]
+fn rows_are_read_from_the_file_when_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.npy");
+    let whole = Tensor::new(&[5, 2], (0..10i16).collect::<Vec<_>>()).unwrap();
+    write(&path, &whole).unwrap();
+    let rows = Rows::open(&path).unwrap().unwrap();
+    assert_eq!((rows.dtype(), rows.shape()), (DType::I16, [5, 2].as_slice()));
+    for wanted in [&[][..], &[0], &[4], &[1, 2, 3], &[3, 4, 0, 0, 2, 1]] {
+        let values: Vec<i16> = wanted.iter().flat_map(|&r| [2 * r as i16, 2 * r as i16 + 1]).collect();
+        assert_eq!(
+            rows.read(wanted).unwrap(),
+            Tensor::new(&[wanted.len(), 2], values).unwrap(),
+            "{wanted:?}"
+        );
+    }
+    std::fs::write(&path, &encode(&whole).unwrap()[..128 + 7]).unwrap();
+    assert_eq!(rows.read(&[0]).unwrap().to_bytes(), [0, 0, 1, 0]);
+    let message = rows.read(&[0, 1]).unwrap_err().to_string();
+    assert!(message.contains("x.npy") && message.contains("ends before row 1"), "{message}");
+    let message = rows.read(&[5]).unwrap_err().to_string();
+    assert!(message.contains("ends before row 5"), "{message}");
+}
+
+#[test]
+fn rows_that_do_not_lie_together_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.npy");
+    let two = [0i16, 2, 1, 3].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    for (fortran, shape, data, lie_together) in [
+        ("True", "(2, 2)", &two[..], false),
+        ("False", "(2, 2)", &two[..], true),
+        ("False", "()", &two[..2], false),
+    ] {
+        std::fs::write(&path, file(&header("<i2", fortran, shape), data)).unwrap();
+        assert_eq!(Rows::open(&path).unwrap().is_some(), lie_together, "{fortran} {shape}");
+    }
+    std::fs::write(&path, file(&header(">i2", "False", "(2, 2)"), &[0, 1, 0, 2, 1, 0, 2, 0])).unwrap();
+    let rows = Rows::open(&path).unwrap().unwrap();
+    assert_eq!(rows.read(&[1]).unwrap(), Tensor::new(&[1, 2], vec![256i16, 512]).unwrap());
+    std::fs::write(&path, file(&header("<i2", "False", "(2, 2)"), &two[..7])).unwrap();
+    let message = Rows::open(&path).unwrap_err().to_string();
+    assert!(message.contains("x.npy") && message.contains("7 follow"), "{message}");
+}
