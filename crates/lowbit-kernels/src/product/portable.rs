@@ -22,7 +22,8 @@ unsafe fn tile(block: &Block<'_>) {
             }
         }
         let taps = (0..block.left.taps()).flat_map(|tap| block.left.get::<1>(block.first + i, tap)[0]);
-        for (left, right) in taps.zip(block.right.chunks(block.right_stride.max(1))) {
+        for (k, left) in taps.enumerate() {
+            let right = &block.right[k * block.right_stride..][..block.cols];
             sums.iter_mut().zip(right).for_each(|(sum, x)| *sum = left.mul_add(*x, *sum));
         }
         // SAFETY: by the contract of `Block`, row `i` of `out` is `cols` elements that

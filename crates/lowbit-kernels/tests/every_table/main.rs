@@ -32,6 +32,7 @@ fn every_table_equals_the_definition() {
         pooling_f32,
         product::products,
         product::windows,
+        product::overlapping,
         product::gathered,
         product::transposed,
         product::shifted_sums,

@@ -129,6 +129,22 @@ pub fn windows(kernels: &Kernels, failures: &mut Failures) {
     }
 }
 
+/// Products of right matrices whose rows begin before the last one ends: how far apart the rows of a
+/// single one are says nothing.
+pub fn overlapping(kernels: &Kernels, failures: &mut Failures) {
+    let mut random = Random(24);
+    for (depth, cols, stride) in [(1, 30, 1), (1, 9, 0), (1, 70, 2), (4, 30, 1), (5, 17, 0), (3, 40, 16)] {
+        let (rows, b) = (5, reals(&mut random, depth * stride + cols, false));
+        let (a, right) = (reals(&mut random, rows * depth, false), Matrix::strided(&b, depth, cols, stride));
+        let left = Matrix::new(&a, rows, depth);
+        let product = Product::new(left, Right::Matrix(right));
+        let (mut got, mut want) = (vec![f32::NAN; rows * cols], vec![0.0; rows * cols]);
+        kernels.product(&product, &mut MatrixMut::new(&mut got, rows, cols));
+        chains(&product, |i| left.row(i), right, &mut want);
+        failures.check(kernels, ("overlapping rows", depth, cols, stride), &bits(&got), &bits(&want));
+    }
+}
+
 pub fn gathered(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(21);
     let width = kernels.panel_width();
