@@ -14,6 +14,8 @@ mod avx512;
 mod panels;
 mod portable;
 
+use std::ptr;
+
 use crate::isa::Kernels;
 use crate::matrix::{Matrix, MatrixMut};
 use crate::rows::Rows;
@@ -88,6 +90,8 @@ pub(crate) struct Tile {
     rows: usize,
     /// The most columns of a tile.
     cols: usize,
+    /// What [`Kernels::panel_step`] gives.
+    step: usize,
     /// See [`Block`]. The CPU must have the table's instruction set.
     run: unsafe fn(&Block<'_>),
 }
@@ -116,7 +120,15 @@ struct Block<'a> {
     hi: f32,
     out: *mut f32,
     out_stride: usize,
+    /// What to prefetch: of each [`UNROLLED`] elements of a tap this many lines, from here on.
+    ahead: *const f32,
+    lines: usize,
 }
+
+/// Elements of a tap that are multiplied between two looks at what to prefetch.
+const UNROLLED: usize = 4;
+/// Elements of a line of the cache.
+const LINE: usize = 16;
 
 /// What the sums of a tile begin with.
 #[derive(Clone, Copy)]
@@ -127,10 +139,27 @@ enum Begin {
     At(*const f32, usize),
 }
 
+impl Rows<'_, f32> {
+    /// Elements from the first one of the first row to the last one of the last row:
+    /// where rows overlap, fewer than they have together.
+    pub fn span(&self) -> usize {
+        let Some(last) = self.count().checked_sub(1) else { return 0 };
+        let ([first], [last]) = (self.starts(0), self.starts(last));
+        let apart = (last as usize).saturating_sub(first as usize) / size_of::<f32>();
+        apart + self.offsets().iter().max().unwrap_or(&0) + self.depth()
+    }
+}
+
 impl Kernels {
-    /// Columns of a panel (see [`Panels`]).
+    /// Columns of a panel (see [`Panels`]) at most.
     pub fn panel_width(&self) -> usize {
         self.product.cols
+    }
+
+    /// Columns by which panels may be narrower, once or several times, and are as
+    /// efficient unless they are that narrow themselves.
+    pub fn panel_step(&self) -> usize {
+        self.product.step
     }
 
     /// Rows of the left matrix that are multiplied together: a product of fewer
@@ -162,16 +191,21 @@ impl Kernels {
         if m == 0 || p == 0 {
             return;
         }
-        let width = self.product.cols;
-        let (data, right_stride, panel) = match right {
-            Right::Matrix(matrix) => (matrix.data(), matrix.stride(), width),
+        let Tile { rows: most, cols, run, .. } = self.product;
+        let (data, right_stride, width, panel, next): (_, _, _, _, &[f32]) = match right {
+            Right::Matrix(matrix) => (matrix.data(), matrix.stride(), cols, cols, &[]),
             Right::Panels(panels) => {
-                assert_eq!(panels.width(), width, "columns of a panel");
-                (panels.data(), width, width * depth)
+                let width = panels.width();
+                assert!((1..=cols).contains(&width), "panels of {width} columns, not 1 to {cols}");
+                (panels.data(), width, width, width * depth, panels.next())
             }
         };
         // Rows are shared out evenly: a low tile keeps too few sums in flight.
-        let together = m.div_ceil(m.div_ceil(self.product.rows));
+        let tiles = m.div_ceil(most);
+        let together = m.div_ceil(tiles);
+        let looks = left.taps() * (left.depth() / UNROLLED);
+        let lines = next.len().div_ceil(LINE).div_ceil((tiles * p.div_ceil(width) * looks).max(1));
+        let mut ahead = next.chunks((lines * looks * LINE).max(1));
         for first in (0..m).step_by(together) {
             let rows = together.min(m - first);
             let mut by_row = [0.0; MOST_ROWS];
@@ -180,6 +214,7 @@ impl Kernels {
             }
             for col in (0..p).step_by(width) {
                 let (to, out_stride) = out.at(first, col);
+                let ahead = ahead.next();
                 let block = Block {
                     rows,
                     cols: width.min(p - col),
@@ -196,13 +231,15 @@ impl Kernels {
                     hi,
                     out: to,
                     out_stride,
+                    ahead: ahead.map_or(ptr::null(), <[f32]>::as_ptr),
+                    lines: ahead.map_or(0, |_| lines),
                 };
                 // SAFETY: tables come only from `Kernels::available`, which yields those
                 // whose instruction set this CPU was found to have. `Rows`, a `Matrix`
                 // and `Panels` hold all their elements, there is a start for each
                 // column, and `out`, exclusively borrowed, has the `rows` x `cols`
                 // elements from `(first, col)`.
-                unsafe { (self.product.run)(&block) };
+                unsafe { run(&block) };
             }
         }
     }

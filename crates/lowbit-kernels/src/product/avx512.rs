@@ -2,16 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{Begin, Block, Tile};
+use super::{Begin, Block, LINE, Tile, UNROLLED};
 
-pub(crate) const AVX512: Tile = Tile { rows: ROWS, cols: 3 * LANES, run: tile };
+pub(crate) const AVX512: Tile = Tile { rows: ROWS, cols: 3 * LANES, step: LANES, run: tile };
 
 /// 8 rows by 3 vectors: 24 accumulators, 3 vectors of the right matrix and one
 /// broadcast element of the left one of the 32 registers.
 const ROWS: usize = 8;
 const LANES: usize = 16;
-/// Steps of `k` whose addresses share a base.
-const UNROLLED: usize = 4;
 
 /// # Safety
 ///
@@ -56,7 +54,7 @@ unsafe fn sized<const R: usize, const V: usize>(block: &Block<'_>) {
         }
     }
     let (starts, depth) = (block.left.starts::<R>(block.first), block.left.depth());
-    let mut right = block.right.as_ptr();
+    let (mut right, mut ahead) = (block.right.as_ptr(), block.ahead);
     macro_rules! step {
         ($at:expr) => {
             let mut x = [_mm512_setzero_ps(); V];
@@ -79,6 +77,11 @@ unsafe fn sized<const R: usize, const V: usize>(block: &Block<'_>) {
     for &offset in block.left.offsets() {
         let mut at = offset;
         for _ in 0..depth / UNROLLED {
+            for _ in 0..block.lines {
+                // Any address may be prefetched.
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(LINE);
+            }
             step!(at);
             step!(at + 1);
             step!(at + 2);

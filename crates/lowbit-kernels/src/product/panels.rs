@@ -14,6 +14,7 @@ pub struct Panels<'a> {
     rows: usize,
     cols: usize,
     width: usize,
+    next: &'a [f32],
 }
 
 impl<'a> Panels<'a> {
@@ -29,7 +30,7 @@ impl<'a> Panels<'a> {
     /// There are fewer than [`Panels::len`] elements.
     pub fn new(data: &'a [f32], rows: usize, cols: usize, width: usize) -> Panels<'a> {
         assert!(data.len() >= Panels::len(rows, cols, width), "panels of {rows}x{cols} outside their data");
-        Panels { data, rows, cols, width }
+        Panels { data, rows, cols, width, next: &[] }
     }
 
     /// The number of rows and of columns.
@@ -46,6 +47,16 @@ impl<'a> Panels<'a> {
         assert!(start <= self.cols && count <= self.cols - start, "columns outside the panels");
         assert!(start.is_multiple_of(self.width), "column {start} lies within a panel");
         Panels { data: self.data.get(start * self.rows..).unwrap_or_default(), cols: count, ..self }
+    }
+
+    /// The same panels, after which `next` will be read: it is brought into the
+    /// second-level cache meanwhile.
+    pub fn followed_by(self, next: &'a [f32]) -> Panels<'a> {
+        Panels { next, ..self }
+    }
+
+    pub(super) fn next(&self) -> &'a [f32] {
+        self.next
     }
 
     pub(super) fn data(&self) -> &'a [f32] {

@@ -2,7 +2,7 @@
 
 use super::{Begin, Block, Tile};
 
-pub(crate) const PORTABLE: Tile = Tile { rows: 4, cols: COLS, run: tile };
+pub(crate) const PORTABLE: Tile = Tile { rows: 4, cols: COLS, step: COLS, run: tile };
 
 const COLS: usize = 16;
 

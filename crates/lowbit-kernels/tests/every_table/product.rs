@@ -73,10 +73,15 @@ pub fn products(kernels: &Kernels, failures: &mut Failures) {
             );
             let left = Matrix::new(&a, m, depth + 3).cols(2, depth);
             let right = Matrix::new(&b, depth, p + 5).cols(5, p);
-            let panels = packed(right, width);
+            let narrow = if width > kernels.panel_step() { width - kernels.panel_step() } else { 5 };
+            let [panels, narrow_panels] = [width, narrow].map(|width| packed(right, width));
             let (starts, biases) = (reals(&mut random, m, special), reals(&mut random, p, special));
             let before = reals(&mut random, m * (p + 3), special);
-            let columns = [Right::Matrix(right), Right::Panels(Panels::new(&panels, depth, p, width))];
+            let columns = [
+                Right::Matrix(right),
+                Right::Panels(Panels::new(&panels, depth, p, width)),
+                Right::Panels(Panels::new(&narrow_panels, depth, p, narrow).followed_by(&panels)),
+            ];
             for (start, lo, hi) in [
                 (Start::Zero, f32::NEG_INFINITY, f32::INFINITY),
                 (Start::Rows(&starts), 0.0, f32::INFINITY),
