@@ -18,8 +18,10 @@ mod tests;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use lowbit_kernels::Grid;
+
 use self::activation::Parameters;
-use self::layer::{Layer, State, Weights};
+use self::layer::{Emitted, Layer, State, Weights};
 use self::matrix::{Input, Packed, PackedValues, Step};
 use super::{float, symbolic};
 use crate::error::{Error, Result, invalid};
@@ -385,11 +387,12 @@ impl Recurrent {
             let own = d * of_state..(d + 1) * of_state;
             let c = c.get_mut(own.clone()).unwrap_or_default();
             let mut state = State { h: &mut h[own], c, step: h_step };
-            layer.run(x, &lengths, &mut state, |step, n, h| {
+            let y = Grid::new(&mut y, steps * directions * batch, hidden, hidden);
+            let row = |step: usize, n: usize| {
                 let at = if reverse { lengths[n] - 1 - step } else { step };
-                let row = (at * directions + d) * batch + n;
-                y[row * hidden..][..hidden].copy_from_slice(h);
-            })?;
+                (at * directions + d) * batch + n
+            };
+            layer.run(x, &lengths, &mut state, Emitted { y, row })?;
         }
         let mut made = vec![float::write(dtype, &y_shape, y)?];
         for state in [h, c].into_iter().take(self.states()) {

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use lowbit_kernels::{sigmoid, tanh};
+use lowbit_kernels::{Grid, Kernels, Matrix, MinMax, Rows, sigmoid, tanh};
 
 use super::Cell;
 use super::activation::Activation;
-use super::matrix::{Encoder, Input, Left, Out, Packed, Step};
+use super::matrix::{Input, Left, Out, Packed, Step};
 use crate::error::Result;
 use crate::ops::product::with_scratch;
 use crate::ops::vectorized::vectorized;
@@ -20,6 +20,10 @@ const TOGETHER: usize = 1 << 18;
 const OF_STEP: usize = 1 << 17;
 /// Rows of inputs that are worth a thread.
 const ROWS: usize = 48;
+/// Elements of a state that several threads quantize sooner than one.
+const QUANTIZED: usize = 1 << 13;
+/// The range of nothing but 0.
+const ZERO: MinMax = MinMax { min: 0.0, max: 0.0, has_nan: false };
 
 /// The weights of one direction.
 pub(super) struct Weights<'a> {
@@ -59,24 +63,38 @@ pub(super) struct State<'a> {
     pub(super) step: Option<Step>,
 }
 
+/// Where the states after each step go.
+pub(super) struct Emitted<'a, F> {
+    /// Rows of `hidden` elements.
+    pub(super) y: Grid<'a, f32>,
+    /// The row of a step and a sequence.
+    pub(super) row: F,
+}
+
 /// Some units of a layer, which one thread computes, and their memory.
 struct Part<'m> {
     units: Range<usize>,
     /// `[step][batch][gate][unit]`
     gates: &'m mut [f32],
-    /// The next state, `[batch][unit]`.
+    /// The state, `[batch][unit]`.
     h: &'m mut [f32],
     /// Of an LSTM.
     c: &'m mut [f32],
     /// GRU: `r * h`, or `R h + Rb` if the reset applies to the product.
     candidate: &'m mut [f32],
-    /// Products of codes, `[gate][batch][unit]`.
-    sums: Vec<i32>,
+    /// Where the states go.
+    y: Grid<'m, f32>,
+    /// Of codes: what the state adds to the gates, laid out as these.
+    products: &'m mut [f32],
+    /// Of codes: where what is quantized next lies, and 0.
+    range: MinMax,
 }
 
 /// What a [`Part`] has of one row of the batch in one step.
 struct Row<'a> {
     gates: &'a mut [f32],
+    /// To be added to the gates; nothing of values.
+    products: &'a [f32],
     h: &'a mut [f32],
     c: &'a mut [f32],
     candidate: &'a mut [f32],
@@ -90,6 +108,26 @@ fn each(parts: &mut [Part<'_>], f: &(impl Fn(&mut Part<'_>) + Sync)) {
         _ => {
             let (some, others) = parts.split_at_mut(parts.len() / 2);
             rayon::join(|| each(some, f), || each(others, f));
+        }
+    }
+}
+
+/// Calls `f` for all parts with their columns of `codes`, each on a thread.
+fn each_with(parts: &mut [Part<'_>], codes: Grid<'_, u8>, f: &(impl Fn(&mut Part<'_>, Grid<'_, u8>) + Sync)) {
+    match parts {
+        [] => {}
+        [part] => f(part, codes),
+        _ => {
+            let (some, others) = parts.split_at_mut(parts.len() / 2);
+            let at = others[0].units.start - some[0].units.start;
+            let count = codes.rows() * codes.columns();
+            let (left, right) = codes.split_columns(at);
+            if count < QUANTIZED {
+                each_with(some, left, f);
+                each_with(others, right, f);
+            } else {
+                rayon::join(|| each_with(some, left, f), || each_with(others, right, f));
+            }
         }
     }
 }
@@ -135,7 +173,7 @@ impl Layer {
 
     /// Runs over the inputs in the order in which the direction sees the steps.
     /// Row `n` of the state takes part in the steps before `lengths[n]`, after
-    /// each of which `emit(step, n, h)` is called.
+    /// each of which it is emitted.
     ///
     /// # Errors
     /// If a step has too many gates.
@@ -144,20 +182,22 @@ impl Layer {
         x: &Input<'_>,
         lengths: &[usize],
         state: &mut State<'_>,
-        emit: impl FnMut(usize, usize, &[f32]),
+        emitted: Emitted<'_, impl Fn(usize, usize) -> usize + Sync>,
     ) -> Result<()> {
-        let (batch, hidden) = (lengths.len(), self.hidden);
-        let of_step = element_count(&[batch, self.bias.len()])?;
+        let (batch, hidden, gates) = (lengths.len(), self.hidden, self.bias.len());
+        let of_step = element_count(&[batch, gates])?;
         let steps = lengths.iter().copied().max().unwrap_or(0);
         let together = (TOGETHER / of_step.max(1)).clamp(1, steps.max(1));
-        let of_row = self.bias.len() * together + hidden * (2 + usize::from(self.is_gru()));
-        with_scratch(element_count(&[batch, of_row])?, |memory| {
-            let mut parts = self.parts(together, batch, state, memory);
-            self.steps(x, lengths, together, &mut parts, state, emit);
+        let of_state = hidden * (2 + usize::from(self.is_gru()));
+        let of_codes = if self.is_coded() { gates } else { 0 };
+        let count = element_count(&[batch, gates * together + of_state + of_codes])?;
+        let Emitted { y, row } = emitted;
+        with_scratch(count, |memory| {
+            let mut parts = self.parts(together, batch, state, y, memory);
+            self.steps(x, lengths, together, &mut parts, state, &row);
             for part in &parts {
-                let of_state = state.c.chunks_exact_mut(hidden);
-                let of_part = part.c.chunks_exact(part.units.len());
-                of_state.zip(of_part).for_each(|(c, own)| c[part.units.clone()].copy_from_slice(own));
+                store(part, part.h, state.h, hidden);
+                store(part, part.c, state.c, hidden);
             }
         });
         Ok(())
@@ -174,6 +214,7 @@ impl Layer {
         together: usize,
         batch: usize,
         state: &State<'_>,
+        y: Grid<'m, f32>,
         mut memory: &'m mut [f32],
     ) -> Vec<Part<'m>> {
         let (width, gates) = (self.r[0].width(), self.cell.gates());
@@ -186,24 +227,30 @@ impl Layer {
             memory = rest;
             taken
         };
+        let of_codes = if self.is_coded() { gates } else { 0 };
+        let mut rest = Some(y);
         let mut part = |i: usize| {
             let units = edge(i)..edge(i + 1);
             let of_state = batch * units.len();
-            let c = take(of_state);
-            if !state.c.is_empty() {
-                let rows = c.chunks_exact_mut(units.len()).zip(state.c.chunks_exact(self.hidden));
-                rows.for_each(|(own, c)| own.copy_from_slice(&c[units.clone()]));
+            let (y, others) = rest.take()?.split_columns(units.len());
+            rest = Some(others);
+            let (h, c) = (take(of_state), take(of_state));
+            for (own, all) in [(&mut *h, &*state.h), (&mut *c, &*state.c)] {
+                let rows = own.chunks_exact_mut(units.len()).zip(all.chunks_exact(self.hidden));
+                rows.for_each(|(own, all)| own.copy_from_slice(&all[units.clone()]));
             }
-            Part {
+            Some(Part {
                 gates: take(of_state * gates * together),
-                h: take(of_state),
+                range: if self.is_coded() { union(ZERO, Kernels::best().min_max(h)) } else { ZERO },
+                h,
                 c,
                 candidate: take(if self.is_gru() { of_state } else { 0 }),
-                sums: vec![0; if self.is_coded() { of_state * gates } else { 0 }],
+                y,
+                products: take(of_state * of_codes),
                 units,
-            }
+            })
         };
-        (0..count).map(&mut part).collect()
+        (0..count).filter_map(&mut part).collect()
     }
 
     /// The recurrence.
@@ -214,52 +261,76 @@ impl Layer {
         together: usize,
         parts: &mut [Part<'_>],
         state: &mut State<'_>,
-        mut emit: impl FnMut(usize, usize, &[f32]),
+        row: &(impl Fn(usize, usize) -> usize + Sync),
     ) {
-        let State { h, step, .. } = state;
-        let (batch, hidden) = (lengths.len(), self.hidden);
+        let batch = lengths.len();
         let steps = lengths.iter().copied().max().unwrap_or(0);
         let terms = self.w[0].terms(x);
-        let (mut encoder, mut reset) = (Encoder::new(*step), vec![]);
+        let mut whole = Whole { values: &mut *state.h, codes: vec![], terms: vec![], step: state.step };
         for step in 0..steps {
             if step.is_multiple_of(together) {
                 let rows = step * batch..steps.min(step + together) * batch;
                 each(parts, &|part| self.start(part, x, rows.clone(), &terms));
             }
             let now = Now { step, at: step % together, lengths };
-            let left = encoder.encode(&self.r[0], h, |n| step <= lengths[*n]);
+            let left = whole.gather(&self.r[0], parts, batch, |part| part.h);
+            let end = |part: &mut Part<'_>| self.end(part, &now, row);
             match self.cell {
                 Cell::Lstm { input_forget } => each(parts, &|part| {
                     self.multiply(0..4, part, &now, left);
-                    self.end_lstm(part, &now, left, input_forget);
+                    self.end_lstm(part, &now, input_forget);
+                    end(part);
                 }),
                 Cell::Rnn => each(parts, &|part| {
                     self.multiply(0..1, part, &now, left);
-                    self.end_rnn(part, &now, left);
+                    self.end_rnn(part, &now);
+                    end(part);
                 }),
                 Cell::Gru { linear_before_reset: true } => each(parts, &|part| {
                     self.multiply(0..2, part, &now, left);
                     self.multiply_candidate(part, left);
-                    self.reset_product(part, &now, left);
-                    self.end_gru(0..0, part, &now, left, h);
+                    self.reset_product(part, &now);
+                    self.end_gru(0..0, part, &now);
+                    end(part);
                 }),
                 Cell::Gru { linear_before_reset: false } => {
                     each(parts, &|part| {
                         self.multiply(0..2, part, &now, left);
-                        self.reset_state(part, &now, left, h);
+                        self.reset_state(part, &now);
+                        part.range = self.range(part.candidate, part.units.len(), &now);
                     });
-                    reset.resize(batch * hidden, 0.0);
-                    collect(parts, &now, |part| part.candidate, &mut reset);
-                    let left = encoder.encode(&self.r[2], &reset, now.active());
+                    let left = whole.gather(&self.r[2], parts, batch, |part| part.candidate);
                     each(parts, &|part| {
                         self.multiply(2..3, part, &now, left);
-                        self.end_gru(2..3, part, &now, left, h);
+                        self.end_gru(2..3, part, &now);
+                        end(part);
                     });
                 }
             }
-            collect(parts, &now, |part| part.h, h);
-            now.rows().for_each(|n| emit(step, n, &h[n * hidden..][..hidden]));
         }
+    }
+
+    /// Emits the states of a step, and tells where they lie.
+    fn end(&self, part: &mut Part<'_>, now: &Now<'_>, row: &impl Fn(usize, usize) -> usize) {
+        let count = part.units.len();
+        for n in now.rows() {
+            part.y.run(row(now.step, n), 0, count).copy_from_slice(&part.h[n * count..][..count]);
+        }
+        part.range = self.range(part.h, count, now);
+    }
+
+    /// Where the rows of `count` elements lie that take part, and 0; of values, which
+    /// need no range, it is not told.
+    fn range(&self, x: &[f32], count: usize, now: &Now<'_>) -> MinMax {
+        let mut range = ZERO;
+        let (mut row, batch) = (0, if self.is_coded() { now.lengths.len() } else { 0 });
+        while row < batch {
+            // Rows that follow each other are looked at together.
+            let end = (row..batch).find(|n| !now.active()(n)).unwrap_or(batch);
+            range = union(range, Kernels::best().min_max(&x[row * count..end * count]));
+            row = end + 1;
+        }
+        range
     }
 
     /// What the input rows `rows` add to the gates.
@@ -283,16 +354,20 @@ impl Layer {
         &self.bias[gate * self.hidden..][..self.hidden]
     }
 
-    /// What the state adds to some gates; of codes, the sums of that.
+    /// What the state adds to some gates: to their values, or of codes apart.
     fn multiply(&self, gates: Range<usize>, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>) {
         let (count, pitch) = (part.units.len(), self.cell.gates() * part.units.len());
-        let out = now.gates(part.gates, pitch);
-        let of_gate = part.sums.len() / self.cell.gates();
         // Back and forth: what was read last is still in the cache.
         let forth = now.step.is_multiple_of(2);
         for gate in gates.clone().map(|gate| if forth { gate } else { gates.start + gates.end - 1 - gate }) {
-            let out = Out { units: part.units.clone(), data: &mut out[gate * count..], pitch };
-            self.r[gate].add(left, out, &mut part.sums[gate * of_gate..][..of_gate]);
+            let units = part.units.clone();
+            if self.is_coded() {
+                let data = &mut part.products[gate * count..];
+                self.r[gate].product(left, Out { units, data, pitch });
+            } else {
+                let data = &mut now.gates(part.gates, pitch)[gate * count..];
+                self.r[gate].add(left, Out { units, data, pitch });
+            }
         }
     }
 
@@ -301,58 +376,47 @@ impl Layer {
     fn row<'a>(&self, part: &'a mut Part<'_>, now: &Now<'_>, n: usize) -> Row<'a> {
         let (count, pitch) = (part.units.len(), self.cell.gates() * part.units.len());
         let gates = &mut now.gates(part.gates, pitch)[n * pitch..][..pitch];
+        let products = part.products.get(n * pitch..(n + 1) * pitch).unwrap_or_default();
         let own = n * count..(n + 1) * count;
         let candidate = part.candidate.get_mut(own.clone()).unwrap_or_default();
-        Row { gates, h: &mut part.h[own.clone()], c: &mut part.c[own], candidate }
+        Row { gates, products, h: &mut part.h[own.clone()], c: &mut part.c[own], candidate }
     }
 
-    /// [`Layer::row`], with the products of some gates ended that
-    /// [`Layer::multiply`] left as sums.
-    #[inline(always)]
-    fn finished<'a>(
-        &self,
-        gates: Range<usize>,
-        part: &'a mut Part<'_>,
-        now: &Now<'_>,
-        left: Left<'_>,
-        n: usize,
-    ) -> Row<'a> {
-        let (count, pitch) = (part.units.len(), self.cell.gates() * part.units.len());
-        let row = &mut now.gates(part.gates, pitch)[n * pitch..][..pitch];
-        for gate in gates.filter(|_| !part.sums.is_empty()) {
-            let sums = &part.sums[(gate * now.lengths.len() + n) * count..][..count];
-            let out = &mut row[gate * count..][..count];
-            self.r[gate].finish(left, self.gate_bias(gate), part.units.clone(), out, sums);
+    /// [`Layer::row`], with the products and biases of some gates added where the
+    /// layer is in codes.
+    fn finished<'a>(&self, gates: Range<usize>, part: &'a mut Part<'_>, now: &Now<'_>, n: usize) -> Row<'a> {
+        let units = part.units.clone();
+        let row = self.row(part, now, n);
+        for gate in gates.filter(|_| self.is_coded()) {
+            let columns = gate * units.len()..(gate + 1) * units.len();
+            let bias = &self.gate_bias(gate)[units.clone()];
+            let products = row.products[columns.clone()].iter().zip(bias);
+            row.gates[columns].iter_mut().zip(products).for_each(|(y, (p, b))| *y = (*y + p) + b);
         }
-        self.row(part, now, n)
+        row
     }
 
     /// `R h + Rb` of the gate h.
     fn multiply_candidate(&self, part: &mut Part<'_>, left: Left<'_>) {
         let (count, units) = (part.units.len(), part.units.clone());
-        let bias = &self.candidate_bias;
-        for y in part.candidate.chunks_exact_mut(count) {
-            match left {
-                Left::Values(_) => y.copy_from_slice(&bias[units.clone()]),
-                Left::Codes(..) => y.fill(0.0),
+        let bias = &self.candidate_bias[units.clone()];
+        if self.is_coded() {
+            self.r[2].product(left, Out { units, data: part.candidate, pitch: count });
+            for y in part.candidate.chunks_exact_mut(count) {
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
-        }
-        let others = part.sums.len() / 3 * 2;
-        let out = Out { units: units.clone(), data: part.candidate, pitch: count };
-        let sums = &mut part.sums[others..];
-        self.r[2].add(left, out, sums);
-        let sums = sums.chunks_exact(count);
-        for (y, sums) in part.candidate.chunks_exact_mut(count).zip(sums) {
-            self.r[2].finish(left, bias, units.clone(), y, sums);
+        } else {
+            part.candidate.chunks_exact_mut(count).for_each(|y| y.copy_from_slice(bias));
+            self.r[2].add(left, Out { units, data: part.candidate, pitch: count });
         }
     }
 
     /// The functions of the gates z and r, and what is reset after the product
     /// added to the gate h.
-    fn reset_product(&self, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>) {
+    fn reset_product(&self, part: &mut Part<'_>, now: &Now<'_>) {
         let units = part.units.clone();
         for n in now.rows() {
-            let Row { gates, candidate, .. } = self.finished(0..2, part, now, left, n);
+            let Row { gates, candidate, .. } = self.finished(0..2, part, now, n);
             let (of_state, new) = gates.split_at_mut(2 * units.len());
             self.activate(0, of_state);
             if self.is_coded() {
@@ -364,59 +428,69 @@ impl Layer {
     }
 
     /// The functions of the gates z and r, and the state that is reset.
-    fn reset_state(&self, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>, h: &[f32]) {
+    fn reset_state(&self, part: &mut Part<'_>, now: &Now<'_>) {
         let units = part.units.clone();
         for n in now.rows() {
-            let Row { gates, candidate, .. } = self.finished(0..2, part, now, left, n);
+            let Row { gates, candidate, h, .. } = self.finished(0..2, part, now, n);
             let of_state = &mut gates[..2 * units.len()];
             self.activate(0, of_state);
-            let operands = of_state[units.len()..].iter().zip(&h[n * self.hidden..][units.clone()]);
-            candidate.iter_mut().zip(operands).for_each(|(y, (r, h))| *y = r * h);
+            let operands = of_state[units.len()..].iter().zip(h);
+            candidate.iter_mut().zip(operands).for_each(|(y, (r, h))| *y = r * *h);
         }
     }
 
     /// The next state of a GRU, of whose gates those in `products` are to be ended.
-    fn end_gru(&self, products: Range<usize>, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>, h: &[f32]) {
-        let units = part.units.clone();
+    fn end_gru(&self, products: Range<usize>, part: &mut Part<'_>, now: &Now<'_>) {
+        let count = part.units.len();
         for n in now.rows() {
-            let Row { gates, h: next, .. } = self.finished(products.clone(), part, now, left, n);
-            let (update, new) = gates.split_at_mut(2 * units.len());
+            let Row { gates, h, .. } = self.finished(products.clone(), part, now, n);
+            let (update, new) = gates.split_at_mut(2 * count);
             self.activate(1, new);
-            let old = &h[n * self.hidden..][units.clone()];
-            for ((next, old), (new, z)) in next.iter_mut().zip(old).zip(new.iter().zip(update)) {
-                *next = (1.0 - *z) * *new + *z * *old;
+            for (h, (new, z)) in h.iter_mut().zip(new.iter().zip(update)) {
+                *h = (1.0 - *z) * *new + *z * *h;
             }
         }
     }
 
-    fn end_rnn(&self, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>) {
+    fn end_rnn(&self, part: &mut Part<'_>, now: &Now<'_>) {
         for n in now.rows() {
-            let Row { gates, h, .. } = self.finished(0..1, part, now, left, n);
+            let Row { gates, h, .. } = self.finished(0..1, part, now, n);
             self.activate(0, gates);
             h.copy_from_slice(gates);
         }
     }
 
     /// The next state of an LSTM, from its gates i, o, f and c.
-    fn end_lstm(&self, part: &mut Part<'_>, now: &Now<'_>, left: Left<'_>, input_forget: bool) {
+    fn end_lstm(&self, part: &mut Part<'_>, now: &Now<'_>, input_forget: bool) {
         let plain = self.activations == self.cell.functions()
             && self.clip.is_none()
             && self.peepholes.is_none()
             && !input_forget;
-        vectorized(
-            #[inline(always)]
-            || {
-                for n in now.rows() {
-                    let row = self.finished(0..4, part, now, left, n);
-                    if plain {
-                        plain_lstm(row);
-                    }
-                }
-            },
-        );
+        let units = part.units.clone();
         if !plain {
-            let units = part.units.clone();
-            now.rows().for_each(|n| self.lstm(units.clone(), self.row(part, now, n), input_forget));
+            for n in now.rows() {
+                let row = self.finished(0..4, part, now, n);
+                self.lstm(units.clone(), row, input_forget);
+            }
+        } else if self.is_coded() {
+            let bias = [0, 1, 2, 3].map(|gate| &self.gate_bias(gate)[units.clone()]);
+            vectorized(
+                #[inline(always)]
+                || {
+                    for n in now.rows() {
+                        coded_lstm(self.row(part, now, n), bias);
+                    }
+                },
+            );
+        } else {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for n in now.rows() {
+                        plain_lstm(self.row(part, now, n));
+                    }
+                },
+            );
         }
     }
 
@@ -459,17 +533,48 @@ impl Layer {
     }
 }
 
-/// A row of an LSTM with ONNX's functions and none of its options.
+/// A row of an LSTM with ONNX's functions and none of its options. In two loops: the
+/// chain of one unit's operations is long, and the shorter each, the more run at a time.
 #[inline(always)]
 fn plain_lstm(row: Row<'_>) {
     let Row { gates, h, c, .. } = row;
-    let (i, rest) = gates.split_at(c.len());
-    let (o, rest) = rest.split_at(c.len());
-    let (f, new) = rest.split_at(c.len());
-    for ((c, h), ((i, o), (f, new))) in c.iter_mut().zip(h).zip(i.iter().zip(o).zip(f.iter().zip(new))) {
-        *c = sigmoid(*f) * *c + sigmoid(*i) * tanh(*new);
-        *h = tanh(*c) * sigmoid(*o);
+    let [i, o, f, new] = quarters(gates, c.len());
+    let h = &mut h[..c.len()];
+    for j in 0..c.len() {
+        c[j] = sigmoid(f[j]) * c[j] + sigmoid(i[j]) * tanh(new[j]);
     }
+    for j in 0..c.len() {
+        h[j] = tanh(c[j]) * sigmoid(o[j]);
+    }
+}
+
+/// The same in codes: of gates to which their products and biases are yet to be added.
+#[inline(always)]
+fn coded_lstm(row: Row<'_>, [of_i, of_o, of_f, of_new]: [&[f32]; 4]) {
+    let Row { gates, products, h, c, .. } = row;
+    let count = c.len();
+    let h = &mut h[..count];
+    let [i, o, f, new] = quarters(gates, count);
+    let [add_i, add_o, add_f, add_new] = quarters(products, count);
+    let (of_i, of_o, of_f, of_new) = (&of_i[..count], &of_o[..count], &of_f[..count], &of_new[..count]);
+    for j in 0..count {
+        let i = (i[j] + add_i[j]) + of_i[j];
+        let f = (f[j] + add_f[j]) + of_f[j];
+        let new = (new[j] + add_new[j]) + of_new[j];
+        c[j] = sigmoid(f) * c[j] + sigmoid(i) * tanh(new);
+    }
+    for j in 0..count {
+        h[j] = tanh(c[j]) * sigmoid((o[j] + add_o[j]) + of_o[j]);
+    }
+}
+
+/// Four times `count` elements.
+#[inline(always)]
+fn quarters(x: &[f32], count: usize) -> [&[f32]; 4] {
+    let (a, x) = x.split_at(count);
+    let (b, x) = x.split_at(count);
+    let (c, d) = x.split_at(count);
+    [a, b, c, &d[..count]]
 }
 
 /// One step of those whose gates are at hand.
@@ -497,20 +602,55 @@ impl Now<'_> {
     }
 }
 
-/// Copies the rows that take part from the parts to `to`, `[batch][hidden]`.
-fn collect<'a>(
-    parts: &'a [Part<'_>],
-    now: &Now<'_>,
-    from: impl Fn(&'a Part<'_>) -> &'a [f32],
-    to: &mut [f32],
-) {
-    let hidden = to.len() / now.lengths.len().max(1);
-    for part in parts {
-        for n in now.rows() {
-            let count = part.units.len();
-            to[n * hidden..][part.units.clone()].copy_from_slice(&from(part)[n * count..][..count]);
+/// All units of what is multiplied next, and memory for it.
+struct Whole<'m> {
+    /// Of values.
+    values: &'m mut [f32],
+    codes: Vec<u8>,
+    terms: Vec<i32>,
+    /// How values become codes, if not over their range.
+    step: Option<Step>,
+}
+
+impl Whole<'_> {
+    /// What `of` tells of each part, `[batch][unit]`, for products with `right`.
+    fn gather(
+        &mut self,
+        right: &Packed,
+        parts: &mut [Part<'_>],
+        batch: usize,
+        of: impl for<'x> Fn(&'x Part<'_>) -> &'x [f32] + Sync,
+    ) -> Left<'_> {
+        let hidden = parts.last().map_or(0, |part| part.units.end);
+        if let Packed::Values(_) = right {
+            parts.iter().for_each(|part| store(part, of(part), self.values, hidden));
+            return Left::Values(Matrix::new(self.values, batch, hidden));
         }
+        let step = self.step.unwrap_or_else(|| {
+            Step::covering(parts.iter().fold(ZERO, |range, part| union(range, part.range)))
+        });
+        self.codes.resize(batch * hidden, 0);
+        each_with(parts, Grid::new(&mut self.codes, batch, hidden, hidden), &|part, mut codes| {
+            let count = codes.columns();
+            for (n, x) in of(part).chunks_exact(count).enumerate() {
+                step.encode(x, codes.run(n, 0, count));
+            }
+        });
+        right.terms_into(&self.codes, &mut self.terms);
+        let rows = Rows::strided(&self.codes, hidden, batch, hidden);
+        Left::Codes(if self.terms.is_empty() { rows } else { rows.with_terms(&self.terms) }, step)
     }
+}
+
+/// Copies rows of a part to those of all units, if there are any.
+fn store(part: &Part<'_>, from: &[f32], to: &mut [f32], hidden: usize) {
+    let rows = to.chunks_exact_mut(hidden).zip(from.chunks_exact(part.units.len()));
+    rows.for_each(|(to, from)| to[part.units.clone()].copy_from_slice(from));
+}
+
+/// Where two ranges lie; NaN does not count.
+fn union(a: MinMax, b: MinMax) -> MinMax {
+    MinMax { min: a.min.min(b.min), max: a.max.max(b.max), has_nan: false }
 }
 
 /// `y += a * b`, the product rounded.

@@ -40,14 +40,14 @@ pub(super) struct Step {
 
 impl Step {
     /// The codes that cover a range and 0.
-    fn covering(range: MinMax) -> Step {
+    pub(super) fn covering(range: MinMax) -> Step {
         let (lo, hi) = (range.min.min(0.0), range.max.max(0.0));
         let scale = (hi - lo) / 255.0;
         let scale = if scale > 0.0 { scale } else { 1.0 };
         Step { scale, zero: (-lo / scale).round_ties_even().clamp(0.0, 255.0) as i32 }
     }
 
-    fn encode(self, x: &[f32], codes: &mut [u8]) {
+    pub(super) fn encode(self, x: &[f32], codes: &mut [u8]) {
         Kernels::best().quantize_u8(x, self.scale, self.zero, 0, 255, codes);
     }
 }
@@ -118,51 +118,6 @@ pub(super) enum Left<'a> {
     Codes(Rows<'a>, Step),
 }
 
-/// How states become codes, and memory for these.
-#[derive(Debug, Default)]
-pub(super) struct Encoder {
-    step: Option<Step>,
-    codes: Vec<u8>,
-    terms: Vec<i32>,
-}
-
-impl Encoder {
-    /// Of states in codes of `step`, or over their ranges.
-    pub(super) fn new(step: Option<Step>) -> Encoder {
-        Encoder { step, ..Encoder::default() }
-    }
-
-    /// The rows of the state `h` as `matrix` multiplies them, in codes of the
-    /// step, or over the range of those rows that count.
-    pub(super) fn encode<'a>(
-        &'a mut self,
-        matrix: &Packed,
-        h: &'a [f32],
-        counts: impl Fn(&usize) -> bool,
-    ) -> Left<'a> {
-        let depth = matrix.depth();
-        let batch = h.len() / depth;
-        let Packed::Codes(codes) = matrix else { return Left::Values(Matrix::new(h, batch, depth)) };
-        let step = self.step.unwrap_or_else(|| {
-            // Rows that follow each other are looked at together.
-            let mut range = MinMax { min: 0.0, max: 0.0, has_nan: false };
-            let mut row = 0;
-            while row < batch {
-                let end = (row..batch).find(|n| !counts(n)).unwrap_or(batch);
-                let found = Kernels::best().min_max(&h[row * depth..end * depth]);
-                range = MinMax { min: range.min.min(found.min), max: range.max.max(found.max), ..range };
-                row = end + 1;
-            }
-            Step::covering(range)
-        });
-        self.codes.resize(h.len(), 0);
-        step.encode(h, &mut self.codes);
-        let rows = Rows::strided(&self.codes, depth, batch, depth);
-        codes.terms_into(&self.codes, &mut self.terms);
-        Left::Codes(if self.terms.is_empty() { rows } else { rows.with_terms(&self.terms) }, step)
-    }
-}
-
 /// A right matrix, `[unit][depth]` transposed, ready to be multiplied.
 pub(super) enum Packed {
     /// In f32.
@@ -181,13 +136,6 @@ impl fmt::Debug for Packed {
 }
 
 impl Packed {
-    fn depth(&self) -> usize {
-        match self {
-            Packed::Values(p) => p.depth,
-            Packed::Codes(p) => p.weights.depth(),
-        }
-    }
-
     /// Ranges of units begin at a multiple of this.
     pub(super) fn width(&self) -> usize {
         match self {
@@ -209,38 +157,31 @@ impl Packed {
     pub(super) fn start(&self, left: Left<'_>, bias: &[f32], out: Out<'_>) {
         match (self, left) {
             (Packed::Values(p), Left::Values(left)) => p.multiply(left, Some(bias), out),
-            (Packed::Codes(p), Left::Codes(rows, step)) => p.multiply(&rows, step, out),
+            (Packed::Codes(_), Left::Codes(..)) => self.product(left, out),
             _ => unreachable!("a layer has one form"),
         }
     }
 
-    /// `out = out + left * self`; in codes, `sums` become what
-    /// [`Packed::finish`] makes of that.
-    pub(super) fn add(&self, left: Left<'_>, out: Out<'_>, sums: &mut [i32]) {
+    /// `out = out + left * self` in f32.
+    pub(super) fn add(&self, left: Left<'_>, out: Out<'_>) {
         match (self, left) {
             (Packed::Values(p), Left::Values(left)) => p.multiply(left, None, out),
-            (Packed::Codes(p), Left::Codes(rows, _)) => p.sum(&rows, out.units, sums),
-            _ => unreachable!("a layer has one form"),
+            _ => unreachable!("only values are added to"),
         }
     }
 
-    /// Of a product in codes: `out = (out + left * self) + bias` for a row of
-    /// some units, given their sums.
-    #[inline(always)]
-    pub(super) fn finish(
-        &self,
-        left: Left<'_>,
-        bias: &[f32],
-        units: Range<usize>,
-        out: &mut [f32],
-        sums: &[i32],
-    ) {
-        let (Packed::Codes(p), Left::Codes(_, step)) = (self, left) else { return };
-        let [scale, bias] = [p.scale.as_slice(), bias].map(|x| &x[units.clone()]);
-        let weights = scale.iter().zip(&p.sums[units]).zip(bias);
-        for ((y, sum), ((scale, of_weights), bias)) in out.iter_mut().zip(sums).zip(weights) {
-            let sum = sum.wrapping_sub(step.zero.wrapping_mul(*of_weights));
-            *y = (*y + sum as f32 * (step.scale * scale)) + bias;
+    /// `out = left * self` in codes.
+    pub(super) fn product(&self, left: Left<'_>, out: Out<'_>) {
+        match (self, left) {
+            (Packed::Codes(p), Left::Codes(rows, step)) => p.multiply(&rows, step, out),
+            _ => unreachable!("values are added to"),
+        }
+    }
+
+    /// What is added to the sums of each of the `rows` of `codes`: empty for 0.
+    pub(super) fn terms_into(&self, codes: &[u8], terms: &mut Vec<i32>) {
+        if let Packed::Codes(p) = self {
+            p.terms_into(codes, terms);
         }
     }
 }
@@ -330,17 +271,10 @@ impl PackedCodes {
 
     fn multiply(&self, rows: &Rows<'_>, step: Step, out: Out<'_>) {
         let Out { units, data, pitch } = out;
-        let bias: Vec<i32> =
-            self.sums[units.clone()].iter().map(|sum| sum.wrapping_mul(-step.zero)).collect();
-        let multiplier: Vec<f32> = self.scale[units.clone()].iter().map(|s| step.scale * s).collect();
         let out = Grid::new(data, rows.count(), units.len(), pitch);
-        let output = Output::F32 { bias: &bias, multiplier: &multiplier, out };
-        Kernels::best().gemm(rows, self.weights.view(), self.panels(&units), output);
-    }
-
-    fn sum(&self, rows: &Rows<'_>, units: Range<usize>, sums: &mut [i32]) {
-        let out = Grid::new(sums, rows.count(), units.len(), units.len());
-        let output = Output::I32 { bias: None, out };
+        let (sums, multiplier) = (&self.sums[units.clone()], &self.scale[units.clone()]);
+        let (scale, zero) = (&[step.scale], &[step.zero]);
+        let output = Output::Rows { scale, zero, sums, multiplier, bias: None, out };
         Kernels::best().gemm(rows, self.weights.view(), self.panels(&units), output);
     }
 }
