@@ -20,8 +20,13 @@ fn fold<T: Copy>(x: &[f32], start: T, f: impl Fn(f32) -> T, join: impl Fn(T, T) 
             *lane = join(*lane, f(x));
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = join(*lane, f(x));
+    if !rest.is_empty() {
+        // Joined to every lane, so that these stay in registers: `start` changes none.
+        let mut last = [start; LANES];
+        last.iter_mut().zip(rest).for_each(|(last, &x)| *last = f(x));
+        for (lane, last) in lanes.iter_mut().zip(last) {
+            *lane = join(*lane, last);
+        }
     }
     // Arrays of fixed sizes, which stay in registers.
     macro_rules! halves {
@@ -63,7 +68,7 @@ pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
         // Found ahead: nothing then waits for the end of a maximum.
         let next = greatest(later.get(..row).unwrap_or_default());
         for (x, out) in x.iter().zip(&mut *out) {
-            *out = functions::exp(x - top);
+            *out = functions::exp_below_0(x - top);
         }
         let inverse = 1.0 / sum(out, |x| x);
         for out in out {
@@ -73,20 +78,26 @@ pub(crate) fn softmax(x: &[f32], row: usize, out: &mut [f32]) {
     }
 }
 
+/// The mean of a row, and the inverse of its deviation.
+#[inline(always)]
+fn moments(x: &[f32], epsilon: f32) -> [f64; 2] {
+    let count = x.len() as f64;
+    let mean = sum(x, f64::from) / count;
+    let variance = sum(x, |x| {
+        let distance = f64::from(x) - mean;
+        distance * distance
+    }) / count;
+    [mean, 1.0 / (variance + f64::from(epsilon)).sqrt()]
+}
+
 #[inline(always)]
 pub(crate) fn standardize(x: &[f32], row: usize, epsilon: f32, out: &mut [f32]) {
     check_rows(x, row, out);
     if row == 0 {
         return;
     }
-    let count = row as f64;
     for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
-        let mean = sum(x, f64::from) / count;
-        let variance = sum(x, |x| {
-            let distance = f64::from(x) - mean;
-            distance * distance
-        }) / count;
-        let inverse = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        let [mean, inverse] = moments(x, epsilon);
         for (x, out) in x.iter().zip(out) {
             *out = ((f64::from(*x) - mean) * inverse) as f32;
         }
@@ -112,13 +123,15 @@ pub(crate) fn rms_norm(x: &[f32], epsilon: f32, scale: &[f32], out: &mut [f32]) 
 #[inline(always)]
 pub(crate) fn layer_norm(x: &[f32], epsilon: f32, scale: &[f32], shift: &[f32], out: &mut [f32]) {
     assert_eq!(scale.len(), shift.len(), "lengths of scale and shift");
-    standardize(x, scale.len(), epsilon, out);
-    if scale.is_empty() {
+    let row = scale.len();
+    check_rows(x, row, out);
+    if row == 0 {
         return;
     }
-    for out in out.chunks_exact_mut(scale.len()) {
-        for ((out, scale), shift) in out.iter_mut().zip(scale).zip(shift) {
-            *out = *out * scale + shift;
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
+        let [mean, inverse] = moments(x, epsilon);
+        for ((x, out), (scale, shift)) in x.iter().zip(out).zip(scale.iter().zip(shift)) {
+            *out = ((f64::from(*x) - mean) * inverse) as f32 * scale + shift;
         }
     }
 }
