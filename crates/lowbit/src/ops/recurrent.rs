@@ -28,6 +28,7 @@ use crate::error::{Error, Result, invalid};
 use crate::op::{
     Attribute, Attributes, Dim, Fact, Op, Quant, ReadOp, Reading, Reverse, arity, optional, optional_fact,
 };
+use crate::ops::product::with_scratch;
 use crate::ops::strided::permuted;
 use crate::tensor::buffers::buffer;
 use crate::tensor::{DType, Tensor, element_count};
@@ -371,29 +372,37 @@ impl Recurrent {
         let mut y = if all { buffer(count) } else { vec![0.0; count] };
         let seen = lengths.iter().copied().max().unwrap_or(0);
         let x = float::read(&x)?;
-        let x = match weights.layers.iter().any(Layer::is_coded) {
-            true => Input::quantized(&x[..seen * batch * input], x_step),
-            false => Input::Values(x),
-        };
+        let coded = weights.layers.iter().any(Layer::is_coded);
+        let codes = if coded { seen * batch * input } else { 0 };
         let of_state = batch * hidden;
         let first = |t: Option<&Tensor>| match t {
             Some(t) => Ok::<_, Error>(float::read(&outer_first(t)?)?.into_owned()),
             None => Ok(vec![0.0; element_count(&[directions, of_state])?]),
         };
         let (mut h, mut c) = (first(h)?, if self.states() == 2 { first(c)? } else { vec![] });
-        for (d, layer) in weights.layers.iter().enumerate() {
-            let reverse = d == 1 || self.direction == Direction::Reverse;
-            let x = if reverse { &x.reversed(&lengths, input) } else { &x };
-            let own = d * of_state..(d + 1) * of_state;
-            let c = c.get_mut(own.clone()).unwrap_or_default();
-            let mut state = State { h: &mut h[own], c, step: h_step };
-            let y = Grid::new(&mut y, steps * directions * batch, hidden, hidden);
-            let row = |step: usize, n: usize| {
-                let at = if reverse { lengths[n] - 1 - step } else { step };
-                (at * directions + d) * batch + n
+        with_scratch(codes.div_ceil(size_of::<f32>()), |memory| {
+            let x = match coded {
+                true => {
+                    let memory = &mut bytemuck::cast_slice_mut(memory)[..codes];
+                    Input::quantized(&x[..codes], x_step, memory)
+                }
+                false => Input::Values(x),
             };
-            layer.run(x, &lengths, &mut state, Emitted { y, row })?;
-        }
+            for (d, layer) in weights.layers.iter().enumerate() {
+                let reverse = d == 1 || self.direction == Direction::Reverse;
+                let x = if reverse { &x.reversed(&lengths, input) } else { &x };
+                let own = d * of_state..(d + 1) * of_state;
+                let c = c.get_mut(own.clone()).unwrap_or_default();
+                let mut state = State { h: &mut h[own], c, step: h_step };
+                let y = Grid::new(&mut y, steps * directions * batch, hidden, hidden);
+                let row = |step: usize, n: usize| {
+                    let at = if reverse { lengths[n] - 1 - step } else { step };
+                    (at * directions + d) * batch + n
+                };
+                layer.run(x, &lengths, &mut state, Emitted { y, row })?;
+            }
+            Ok::<_, Error>(())
+        })?;
         let mut made = vec![float::write(dtype, &y_shape, y)?];
         for state in [h, c].into_iter().take(self.states()) {
             made.push(float::write(dtype, &[directions, batch, hidden], state)?);

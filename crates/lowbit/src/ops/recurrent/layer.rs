@@ -7,7 +7,7 @@ use lowbit_kernels::{Grid, Kernels, Matrix, MinMax, Rows, sigmoid, tanh};
 
 use super::Cell;
 use super::activation::Activation;
-use super::matrix::{Input, Left, Out, Packed, Step};
+use super::matrix::{Input, Left, Out, Packed, Step, ZERO, union};
 use crate::error::Result;
 use crate::ops::product::with_scratch;
 use crate::ops::vectorized::vectorized;
@@ -22,8 +22,6 @@ const OF_STEP: usize = 1 << 17;
 const ROWS: usize = 48;
 /// Elements of a state that several threads quantize sooner than one.
 const QUANTIZED: usize = 1 << 13;
-/// The range of nothing but 0.
-const ZERO: MinMax = MinMax { min: 0.0, max: 0.0, has_nan: false };
 
 /// The weights of one direction.
 pub(super) struct Weights<'a> {
@@ -646,11 +644,6 @@ impl Whole<'_> {
 fn store(part: &Part<'_>, from: &[f32], to: &mut [f32], hidden: usize) {
     let rows = to.chunks_exact_mut(hidden).zip(from.chunks_exact(part.units.len()));
     rows.for_each(|(to, from)| to[part.units.clone()].copy_from_slice(from));
-}
-
-/// Where two ranges lie; NaN does not count.
-fn union(a: MinMax, b: MinMax) -> MinMax {
-    MinMax { min: a.min.min(b.min), max: a.max.max(b.max), has_nan: false }
 }
 
 /// `y += a * b`, the product rounded.

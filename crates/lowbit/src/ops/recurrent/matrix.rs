@@ -17,6 +17,7 @@ use std::ops::Range;
 use lowbit_kernels::{
     Grid, Kernels, Matrix, MatrixMut, MinMax, Output, PackedWeights, Panels, Product, Right, Rows, Start,
 };
+use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::parallel;
@@ -52,24 +53,40 @@ impl Step {
     }
 }
 
+/// The range of nothing but 0.
+pub(super) const ZERO: MinMax = MinMax { min: 0.0, max: 0.0, has_nan: false };
+
+/// Where two ranges lie; NaN does not count.
+pub(super) fn union(a: MinMax, b: MinMax) -> MinMax {
+    MinMax { min: a.min.min(b.min), max: a.max.max(b.max), has_nan: false }
+}
+
+/// Where `x` lies, and 0, found by all threads of the pool.
+fn range(x: &[f32]) -> MinMax {
+    let range = |x: &[f32]| union(ZERO, Kernels::best().min_max(x));
+    match x.len() > QUANTIZED && rayon::current_num_threads() > 1 {
+        true => x.par_chunks(QUANTIZED).map(range).reduce(|| ZERO, union),
+        false => range(x),
+    }
+}
+
 /// The inputs of all steps, `[step][batch][input]`.
 #[derive(Debug)]
 pub(super) enum Input<'a> {
     /// In f32.
     Values(Cow<'a, [f32]>),
     /// In codes.
-    Codes(Vec<u8>, Step),
+    Codes(Cow<'a, [u8]>, Step),
 }
 
 impl Input<'_> {
-    /// `x` in codes of this step, or over its range.
-    pub(super) fn quantized(x: &[f32], step: Option<Step>) -> Input<'_> {
-        let step = step.unwrap_or_else(|| Step::covering(Kernels::best().min_max(x)));
-        let mut codes = vec![0; x.len()];
-        parallel::chunks(&mut codes, QUANTIZED, |i, codes| {
+    /// `x` in codes of this step, or over its range, with memory for as many.
+    pub(super) fn quantized<'c>(x: &[f32], step: Option<Step>, codes: &'c mut [u8]) -> Input<'c> {
+        let step = step.unwrap_or_else(|| Step::covering(range(x)));
+        parallel::chunks(codes, QUANTIZED, |i, codes| {
             step.encode(&x[i * QUANTIZED..][..codes.len()], codes);
         });
-        Input::Codes(codes, step)
+        Input::Codes(Cow::Borrowed(codes), step)
     }
 
     /// The same with the steps of each sequence in reverse order; what lies
@@ -77,7 +94,7 @@ impl Input<'_> {
     pub(super) fn reversed(&self, lengths: &[usize], depth: usize) -> Input<'static> {
         match self {
             Input::Values(x) => Input::Values(reversed(x, lengths, depth).into()),
-            Input::Codes(x, step) => Input::Codes(reversed(x, lengths, depth), *step),
+            Input::Codes(x, step) => Input::Codes(reversed(x, lengths, depth).into(), *step),
         }
     }
 
