@@ -112,6 +112,9 @@ pub struct Stacks {
     pub right: Matrices,
     /// Rows of a unit.
     pub unit_rows: usize,
+    /// How many matrices of the result lie side by side, those along the last axis of
+    /// the batch: 1 if one lies behind the other.
+    pub beside: usize,
     units_of_a_task: usize,
     tasks: usize,
 }
@@ -122,16 +125,19 @@ pub struct Unit {
     pub left: usize,
     /// The first element of its matrix in the right operand.
     pub right: usize,
+    /// The first column of its rows of the result.
+    pub column: usize,
     /// Whether the unit before it in its task had another right matrix, if any.
     pub is_first: bool,
 }
 
 impl Stacks {
-    /// The product of operands of these shapes.
+    /// The product of operands of these shapes, with matrices of the result side by
+    /// side if `beside`.
     ///
     /// # Errors
     /// If they are not matrices, or do not fit.
-    pub fn new(axes: &Axes, a: &[usize], b: &[usize]) -> Result<Stacks> {
+    pub fn new(axes: &Axes, a: &[usize], b: &[usize], beside: bool) -> Result<Stacks> {
         let (x, y) = (axes.ordered(0, a), axes.ordered(1, b));
         let ([batch_x @ .., m, k], [batch_y @ .., depth, n]) = (x.as_slice(), y.as_slice()) else {
             return Err(invalid!("needs matrices, found {a:?} and {b:?}"));
@@ -140,9 +146,10 @@ impl Stacks {
             return Err(invalid!("a product over {k} columns and {depth} rows; they must be equal"));
         }
         let batch = broadcast::shape(batch_x, batch_y)?;
-        let matrices: usize = batch.iter().product();
+        let beside = batch.last().copied().filter(|_| beside).unwrap_or(1).max(1);
+        let matrices = batch.iter().product::<usize>() / beside;
         let work = if matrices < TASKS { TASK } else { usize::MAX };
-        let unit_rows = parallel::rows_of_a_task(work, k * n, *m);
+        let unit_rows = parallel::rows_of_a_task(work, k * n * beside, *m);
         let units = matrices * (m / unit_rows);
         let units_of_a_task = units.div_ceil(TASKS).max(1);
         Ok(Stacks {
@@ -150,6 +157,7 @@ impl Stacks {
             left: Matrices::new(axes, 0, a, &batch),
             right: Matrices::new(axes, 1, b, &batch),
             unit_rows,
+            beside,
             units_of_a_task,
             tasks: units.div_ceil(units_of_a_task),
         })
@@ -165,7 +173,7 @@ impl Stacks {
         self.tasks * memory
     }
 
-    /// Calls `f` for each unit with its part of the result `y` and its task's
+    /// Calls `f` for each unit with its rows of the result `y` and its task's
     /// `memory` bytes of `scratch`, the tasks spread over the threads of the pool.
     pub fn for_each_unit<T: Send>(
         &self,
@@ -177,16 +185,19 @@ impl Stacks {
         if y.is_empty() {
             return;
         }
-        let elements = self.unit_rows * self.size[1];
+        let elements = self.unit_rows * self.size[1] * self.beside;
         let task = |i: usize, y: &mut [T], memory: &mut [u8]| {
             let mut held = None;
             for (u, y) in y.chunks_exact_mut(elements).enumerate() {
                 let first = (i * self.units_of_a_task + u) * self.unit_rows;
-                let (matrix, row) = (first / self.size[0], first % self.size[0]);
-                let left = self.left.offsets[matrix] + row * self.left.strides[0];
-                let right = self.right.offsets[matrix];
-                f(Unit { left, right, is_first: held != Some(right) }, y, memory);
-                held = Some(right);
+                let (matrix, row) = (first / self.size[0] * self.beside, first % self.size[0]);
+                for i in 0..self.beside {
+                    let left = self.left.offsets[matrix + i] + row * self.left.strides[0];
+                    let right = self.right.offsets[matrix + i];
+                    let (column, is_first) = (i * self.size[1], held != Some(right));
+                    f(Unit { left, right, column, is_first }, y, memory);
+                    held = Some(right);
+                }
             }
         };
         let elements = self.units_of_a_task * elements;

@@ -34,6 +34,18 @@ pub struct StackedMatMul {
     pub factor: Option<(Arithmetic, f32)>,
     /// Whether [`Softmax`] of the rows comes last.
     pub softmax: bool,
+    /// Whether the rows of the matrices along the last axis of the batch lie side by
+    /// side: the axes of the result are `[.., m, b, n]`. Nothing else follows then.
+    pub beside: bool,
+}
+
+impl StackedMatMul {
+    /// The order of the result's axes, if `beside`.
+    pub fn side_by_side(rank: usize) -> Option<Vec<usize>> {
+        let mut axes: Vec<usize> = (0..rank).collect();
+        axes.swap(rank.checked_sub(3)?, rank - 2);
+        Some(axes)
+    }
 }
 
 impl Op for StackedMatMul {
@@ -44,7 +56,13 @@ impl Op for StackedMatMul {
         "lowbit"
     }
     fn infer(&self, x: &[&Fact]) -> Result<Vec<Fact>> {
-        fact(DType::F32, self.axes.product(x)?)
+        let mut shape = self.axes.product(x)?;
+        if self.beside
+            && let Some(first) = shape.len().checked_sub(3)
+        {
+            shape.swap(first, first + 1);
+        }
+        fact(DType::F32, shape)
     }
     fn eval(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         let ordered = |i: usize| -> Result<Tensor> {
@@ -57,10 +75,14 @@ impl Op for StackedMatMul {
         if let Some((op, factor)) = self.factor {
             y = op.eval(&[&y[0], &Tensor::scalar(factor)])?;
         }
-        if self.softmax { Softmax::new(-1).eval(&[&y[0]]) } else { Ok(y) }
+        if self.softmax {
+            return Softmax::new(-1).eval(&[&y[0]]);
+        }
+        let perm = StackedMatMul::side_by_side(y[0].rank()).filter(|_| self.beside);
+        if perm.is_some() { Transpose { perm }.eval(&[&y[0]]) } else { Ok(y) }
     }
     fn prepare(&self, x: &[Operand<'_>]) -> Result<Prepared> {
-        let stacks = Stacks::new(&self.axes, x[0].shape, x[1].shape)?;
+        let stacks = Stacks::new(&self.axes, x[0].shape, x[1].shape, self.beside)?;
         let width = Kernels::best().panel_width();
         let [_, _, depth] = stacks.size;
         // A lone product is shared out among threads by its own operator.
@@ -156,7 +178,8 @@ impl Routine for Stack {
             let y = if self.softmax { &mut values[..result.len()] } else { &mut *result };
             let left = Matrix::strided(&a[unit.left..], rows, depth, self.stacks.left.strides[0]);
             let b = &b[unit.right..];
-            let mut rest = MatrixMut::new(&mut *y, rows, columns);
+            let pitch = self.stacks.beside * columns;
+            let mut rest = MatrixMut::strided(&mut y[unit.column..], rows, columns, pitch);
             for start in (0..columns).step_by(self.together) {
                 let count = self.together.min(columns - start);
                 let (mut out, others) = rest.split_cols(count);
@@ -226,7 +249,13 @@ mod tests {
         let factors = [None, Some((Arithmetic::Mul, 0.125)), Some((Arithmetic::Div, 3.0))];
         let ops = factors.map(|factor| [false, true].map(|softmax| (factor, softmax)));
         let ops = ops.into_iter().flatten();
-        let ops = ops.map(|(factor, softmax)| StackedMatMul { axes: axes.clone(), factor, softmax });
+        let ops = ops.map(|(factor, softmax)| (factor, softmax, false)).chain([(None, false, true)]);
+        let ops = ops.map(|(factor, softmax, beside)| StackedMatMul {
+            axes: axes.clone(),
+            factor,
+            softmax,
+            beside,
+        });
         // All of them, also where one has no routine.
         ops.map(|op| routine_equals_the_operator(&op, &a, &b)).fold(true, |all, one| all & one)
     }

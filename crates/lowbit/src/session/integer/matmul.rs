@@ -64,7 +64,7 @@ struct Stack {
 
 impl Stack {
     fn new(op: &QMatMul, a: &[usize], b: &[usize]) -> Result<Stack> {
-        let stacks = Stacks::new(&op.axes, a, b)?;
+        let stacks = Stacks::new(&op.axes, a, b, false)?;
         let [_, n, k] = stacks.size;
         if k > Weights::MOST_CODES {
             return Err(Error::unsupported(op.name(), format!("a sum of {k} products, which may overflow,")));

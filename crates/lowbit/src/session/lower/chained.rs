@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Kind, Uses, Var};
 use crate::op::Dim;
 use crate::ops::binary::Arithmetic;
+use crate::ops::layout::Transpose;
 use crate::ops::softmax::Softmax;
 use crate::ops::unary::Unary;
 use crate::session::float::stack::StackedMatMul;
@@ -15,12 +16,12 @@ use crate::session::integer::dynamic::{After, DynamicLinear};
 use crate::tensor::DType;
 
 /// The graph with what follows a product folded into it where nothing else reads the
-/// product: a factor and Softmax into those of two f32 matrices of the run, functions
-/// and additions into those of values quantized in the run. Such values are quantized
+/// product: a factor and Softmax, or a transpose that lays heads side by side, into
+/// those of two f32 matrices of the run, functions and additions into those of values quantized in the run. Such values are quantized
 /// once for all products that read them, and by the product that makes them where only
 /// these do.
 pub fn chained(graph: &Graph) -> Result<Graph> {
-    quantized_once(&followed(&scaled(graph)?)?)
+    quantized_once(&followed(&side_by_side(&scaled(graph)?)?)?)
 }
 
 fn scaled(graph: &Graph) -> Result<Graph> {
@@ -55,6 +56,27 @@ fn scaled(graph: &Graph) -> Result<Graph> {
                 continue;
             }
             let (operands, name) = (operands.to_vec(), b.so_far().node(inputs[i]).name.clone());
+            return b.apply_all(&name, Arc::new(product), &operands, &[&node.outputs[0].name]);
+        }
+        b.copy(node, inputs)
+    })
+}
+
+fn side_by_side(graph: &Graph) -> Result<Graph> {
+    let uses = graph.uses();
+    graph.rebuild(|b, _, node, inputs| {
+        let Kind::Apply { op, inputs: old } = &node.kind else { return b.copy(node, inputs) };
+        if let Some(transpose) = op.is::<Transpose>()
+            && uses.of(old[0]) == 1
+            && let Some(axes) = StackedMatMul::side_by_side(b.fact(inputs[0]).rank())
+            && transpose.perm.as_ref() == Some(&axes)
+            && let Some((product, operands)) = b.so_far().made_by::<StackedMatMul>(inputs[0])
+            && !product.softmax
+            && !product.beside
+            && product.factor.is_none()
+        {
+            let product = StackedMatMul { beside: true, ..product.clone() };
+            let (operands, name) = (operands.to_vec(), b.so_far().node(inputs[0]).name.clone());
             return b.apply_all(&name, Arc::new(product), &operands, &[&node.outputs[0].name]);
         }
         b.copy(node, inputs)
@@ -252,7 +274,7 @@ mod tests {
     #[test]
     fn attention_is_one_operator() {
         type Graphs = fn(&mut Writer, Var, Var) -> Var;
-        let cases: [(&str, Graphs, &[&str]); 6] = [
+        let cases: [(&str, Graphs, &[&str]); 9] = [
             (
                 "multiplied",
                 |w, y, c| {
@@ -270,6 +292,22 @@ mod tests {
                 &["StackedMatMul"],
             ),
             ("a divisor", |w, y, c| w.op(Arithmetic::Div, &[c, y]), &["StackedMatMul", "Div"]),
+            ("heads", |w, y, _| w.op(Transpose { perm: Some(vec![1, 0, 2]) }, &[y]), &["StackedMatMul"]),
+            (
+                "heads, read twice",
+                |w, y, _| {
+                    let heads = || Transpose { perm: Some(vec![1, 0, 2]) };
+                    let z = w.op(heads(), &[y]);
+                    let z = w.op(heads(), &[z]);
+                    w.op(Arithmetic::Mul, &[y, z])
+                },
+                &["StackedMatMul", "Transpose", "Transpose", "Mul"],
+            ),
+            (
+                "columns before rows",
+                |w, y, _| w.op(Transpose { perm: Some(vec![0, 2, 1]) }, &[y]),
+                &["StackedMatMul", "Transpose"],
+            ),
             ("columns", |w, y, _| w.op(Softmax::new(1), &[y]), &["StackedMatMul", "Softmax"]),
             (
                 "read twice",
