@@ -20,6 +20,9 @@ pub(crate) const BLOCK: usize = 64;
 pub struct PackedDepthwise {
     window: Window,
     rounder: Rounder,
+    /// Whether no value that is rounded leaves the range of i32.
+    #[cfg(target_arch = "x86_64")]
+    is_small: bool,
     /// What taps outside the image read: a whole row.
     padding: Vec<u8>,
     one: Lanes,
@@ -89,6 +92,8 @@ impl PackedDepthwise {
         PackedDepthwise {
             window: *window,
             rounder: requant.rounder(),
+            #[cfg(target_arch = "x86_64")]
+            is_small: requant.is_small(),
             padding: vec![x_zero; window.input[1] * channels],
             several: lanes((WIDE / channels.max(1)).max(1)),
             one,
@@ -106,8 +111,20 @@ impl PackedDepthwise {
         self.rounder
     }
 
+    /// Whether no value that is rounded leaves the range of i32.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn is_small(&self) -> bool {
+        self.is_small
+    }
+
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    /// What taps outside the image read: a whole row.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn padding(&self) -> &[u8] {
+        &self.padding
     }
 
     /// The taps that are multiplied together, at most four: of a kernel of 3 x 3,

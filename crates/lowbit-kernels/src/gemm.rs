@@ -7,7 +7,7 @@ use crate::isa::Kernels;
 use crate::pack::{NR, Weights};
 use crate::requant::{Requant, Residual};
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 /// What becomes of each accumulator `acc` of row `i` and column `n`, and the
 /// matrix that it goes to. Parameters have one element per column of it.
@@ -90,17 +90,14 @@ impl Kernels {
         let edge = |block: usize| a.count().min(tiles * block / blocks * self.tile_rows);
         for block in 0..blocks {
             let (start, end) = (edge(block), edge(block + 1));
-            // Tiles of equal height: a low last tile would load the weights for few rows.
-            let tiles = (end - start).div_ceil(self.tile_rows);
-            let edge = |tile: usize| start + (end - start) * tile / tiles;
+            let tiles = Tiles::of(start..end, self.tile_rows);
             for index in panels.clone() {
-                let panel = Panel::new(&weights, index);
+                let panel = Panel::new(&weights, index, panels.end);
                 epilogue.enter(index * NR - columns.start, panel.width());
-                for tile in 0..tiles {
-                    let (first, count) = (edge(tile), edge(tile + 1) - edge(tile));
+                for tiles in tiles.clone() {
                     // SAFETY: tables come only from `Kernels::available`, which yields those
                     // whose instruction set this CPU was found to have.
-                    unsafe { (self.tile)(a, first, count, &panel, &mut epilogue) };
+                    unsafe { (self.tile)(a, tiles, &panel, &mut epilogue) };
                 }
             }
         }

@@ -63,6 +63,13 @@ pub(crate) struct Rounder {
 
 pub(crate) const SHIFT: f32 = 12_582_912.0;
 
+impl Residual<'_> {
+    /// Whether no sum leaves the range of i32.
+    pub(crate) fn is_small(&self) -> bool {
+        [self.a_ratio, self.ratio].iter().all(|r| r.abs() < (1 << 20) as f32)
+    }
+}
+
 impl Rounder {
     /// # Panics
     ///
@@ -103,6 +110,11 @@ impl Rounder {
         (self.lo as i32 as u8).wrapping_add(self.zero())
     }
 
+    /// The greatest result.
+    pub(crate) fn greatest(self) -> u8 {
+        (self.hi as i32 as u8).wrapping_add(self.zero())
+    }
+
     /// What is added to the low byte of `v + SHIFT`.
     pub(crate) fn zero(self) -> u8 {
         self.offset as u8
@@ -123,5 +135,11 @@ impl Requant<'_> {
         assert_eq!(self.bias.len(), channels, "bias of {channels} channels");
         assert_eq!(self.multiplier.len(), channels, "multiplier of {channels} channels");
         assert!(self.multiplier.iter().all(|m| m.is_finite()), "a multiplier is not finite");
+    }
+
+    /// Whether no product of a sum and a multiplier leaves the range of i32.
+    #[inline(always)]
+    pub(crate) fn is_small(&self) -> bool {
+        self.multiplier.iter().all(|m| m.abs() < 1.0)
     }
 }

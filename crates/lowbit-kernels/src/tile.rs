@@ -1,6 +1,8 @@
 //! What a register tile of the matrix product reads besides the left matrix,
 //! and the epilogue that ends it.
 
+use std::ops::Range;
+
 use crate::gemm::Output;
 use crate::grid::Grid;
 #[cfg(target_arch = "x86_64")]
@@ -9,10 +11,53 @@ use crate::pack::{Group, NR, Weights};
 use crate::requant::{Residual, Rounder};
 use crate::rows::{Rows, check_matrix};
 
-/// Computes `count` rows from `first` of one panel's columns, and ends them
-/// with [`Epilogue::store`]. The CPU must have the table's instruction set.
+/// Computes some rows of one panel's columns, and ends each tile with
+/// [`Epilogue::store`]. The CPU must have the table's instruction set.
 pub(crate) type Tile =
-    unsafe fn(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>);
+    unsafe fn(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>);
+
+/// Tiles of equal height, one below the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles {
+    /// The first row.
+    pub(crate) first: usize,
+    /// Rows of a tile.
+    pub(crate) height: usize,
+    /// The number of tiles.
+    pub(crate) count: usize,
+    /// Tiles of the same columns that were computed just before.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) before: usize,
+}
+
+impl Tiles {
+    /// `rows` in tiles of at most `most` rows and about equal height: a low one would load the
+    /// weights for few rows.
+    pub(crate) fn of(rows: Range<usize>, most: usize) -> impl Iterator<Item = Tiles> + Clone {
+        let count = rows.len().div_ceil(most).max(1);
+        let (height, higher) = (rows.len() / count, rows.len() % count);
+        let first = Tiles {
+            first: rows.start,
+            height: height + 1,
+            count: higher,
+            #[cfg(target_arch = "x86_64")]
+            before: 0,
+        };
+        let others = Tiles {
+            first: rows.start + higher * (height + 1),
+            height,
+            count: count - higher,
+            #[cfg(target_arch = "x86_64")]
+            before: higher,
+        };
+        [first, others].into_iter().filter(|tiles| tiles.count > 0 && tiles.height > 0)
+    }
+
+    /// The first row of each tile.
+    pub(crate) fn firsts(self) -> impl Iterator<Item = usize> {
+        (0..self.count).map(move |tile| self.first + tile * self.height)
+    }
+}
 
 /// `NR` columns of the packed weights, of which `width` exist.
 pub(crate) struct Panel<'a> {
@@ -23,10 +68,18 @@ pub(crate) struct Panel<'a> {
     #[cfg(target_arch = "aarch64")]
     column_sums: &'a [i32],
     width: usize,
+    /// The groups of the next panel, if any.
+    #[cfg(target_arch = "x86_64")]
+    next: &'a [Group],
 }
 
+/// Tiles during which the next panel is loaded into a cache, a part in each.
+#[cfg(target_arch = "x86_64")]
+const TILES_AHEAD: usize = 4;
+
 impl<'a> Panel<'a> {
-    pub(crate) fn new(weights: &Weights<'a>, index: usize) -> Panel<'a> {
+    /// Panel `index`, which panel `index + 1` follows if that is below `end`.
+    pub(crate) fn new(weights: &Weights<'a>, index: usize, end: usize) -> Panel<'a> {
         let column = index * NR;
         let width = NR.min(weights.columns() - column);
         Panel {
@@ -37,7 +90,18 @@ impl<'a> Panel<'a> {
             #[cfg(target_arch = "aarch64")]
             column_sums: &weights.column_sums()[column..][..width],
             width,
+            #[cfg(target_arch = "x86_64")]
+            next: if index + 1 < end { weights.panel(index + 1) } else { &[] },
         }
+    }
+
+    /// Groups of the next panel that are worth loading into a cache during tile `tile`: one for
+    /// each four of the panel's, or none.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn ahead(&self, tile: usize) -> &'a [Group] {
+        let part = self.next.len() / TILES_AHEAD;
+        if tile < TILES_AHEAD { &self.next[tile * part..][..part] } else { &[] }
     }
 
     /// Columns that exist, 1..=NR.
@@ -84,6 +148,9 @@ pub(crate) struct Epilogue<'a> {
     rounder: Rounder,
     /// Of its sum with the residual.
     sum_rounder: Rounder,
+    /// Whether outputs are u8 codes of values that no i32 is too small for, and
+    /// nothing is added to the accumulators of rows.
+    is_small: bool,
     column: usize,
     width: usize,
     bias: [i32; NR],
@@ -154,10 +221,12 @@ impl<'a> Epilogue<'a> {
     /// The output is not `rows` x `columns`, or its parameters are not valid.
     pub(crate) fn new(output: Output<'a>, terms: &'a [i32], rows: usize, columns: usize) -> Epilogue<'a> {
         let (mut rounder, mut sum_rounder) = (Rounder::new(0, 0, 0), Rounder::new(0, 0, 0));
+        let mut is_small = false;
         let size = match &output {
             Output::U8 { requant, residual, out } => {
                 requant.check(columns);
                 rounder = requant.rounder();
+                is_small = requant.is_small() && residual.is_none_or(|r| r.is_small()) && terms.is_empty();
                 if let Some(r) = residual {
                     check_matrix("residual", r.codes.len(), rows, columns, r.stride);
                     sum_rounder = Rounder::new(r.y_zero, r.lo.into(), r.hi.into());
@@ -184,7 +253,18 @@ impl<'a> Epilogue<'a> {
         };
         assert_eq!(size, (rows, columns), "rows and columns of the output");
         let (bias, multiplier, offset) = ([0; NR], [0.0; NR], [0.0; NR]);
-        Epilogue { output, terms, rounder, sum_rounder, column: 0, width: 0, bias, multiplier, offset }
+        Epilogue {
+            output,
+            terms,
+            rounder,
+            sum_rounder,
+            is_small,
+            column: 0,
+            width: 0,
+            bias,
+            multiplier,
+            offset,
+        }
     }
 
     /// Bytes that a row takes in the output and in what is added to it.
@@ -221,6 +301,14 @@ impl<'a> Epilogue<'a> {
             Output::I32 { bias: Some(bias), .. } => take(&mut self.bias, bias, column, width),
             Output::I32 { bias: None, .. } => {}
         }
+    }
+
+    /// What is added to accumulators that become u8 codes of values that no i32 is too
+    /// small for, nothing else being added to them.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn small_bias(&self) -> Option<&[i32; NR]> {
+        self.is_small.then_some(&self.bias)
     }
 
     /// What a tile of u8 outputs needs to requantize by itself.

@@ -23,7 +23,7 @@ use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
 use crate::product;
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "avx2",
@@ -49,17 +49,19 @@ const ROWS: usize = 8;
 const SHALLOW: usize = 12;
 
 #[target_feature(enable = "avx2")]
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    match count {
-        1 => sized::<1>(rows, first, panel, epilogue),
-        2 => sized::<2>(rows, first, panel, epilogue),
-        3 => sized::<3>(rows, first, panel, epilogue),
-        4 => sized::<4>(rows, first, panel, epilogue),
-        5 => sized::<5>(rows, first, panel, epilogue),
-        6 => sized::<6>(rows, first, panel, epilogue),
-        7 => sized::<7>(rows, first, panel, epilogue),
-        8 => sized::<8>(rows, first, panel, epilogue),
-        _ => unreachable!("{count} rows in a tile of {ROWS}"),
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for first in tiles.firsts() {
+        match tiles.height {
+            1 => sized::<1>(rows, first, panel, epilogue),
+            2 => sized::<2>(rows, first, panel, epilogue),
+            3 => sized::<3>(rows, first, panel, epilogue),
+            4 => sized::<4>(rows, first, panel, epilogue),
+            5 => sized::<5>(rows, first, panel, epilogue),
+            6 => sized::<6>(rows, first, panel, epilogue),
+            7 => sized::<7>(rows, first, panel, epilogue),
+            8 => sized::<8>(rows, first, panel, epilogue),
+            height => unreachable!("{height} rows in a tile of {ROWS}"),
+        }
     }
 }
 

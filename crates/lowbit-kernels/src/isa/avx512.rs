@@ -11,7 +11,7 @@ use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
 use crate::product;
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "avx512",
@@ -46,16 +46,18 @@ const WIDTH: usize = 2 * BLOCK;
 const SHALLOW: usize = 12;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    macro_rules! by_count {
-        ($($rows:literal)*) => {
-            match count {
-                $($rows => sized::<$rows>(rows, first, panel, epilogue),)*
-                _ => unreachable!("{count} rows in a tile of {ROWS}"),
-            }
-        };
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for first in tiles.firsts() {
+        macro_rules! by_count {
+            ($($rows:literal)*) => {
+                match tiles.height {
+                    $($rows => sized::<$rows>(rows, first, panel, epilogue),)*
+                    height => unreachable!("{height} rows in a tile of {ROWS}"),
+                }
+            };
+        }
+        by_count!(1 2 3 4 5 6 7 8 9 10 11 12)
     }
-    by_count!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
 /// A tile of `R` rows by the columns of the panel.

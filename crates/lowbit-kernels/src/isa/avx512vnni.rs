@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: `vpdpbusd` multiplies u8 by i8 and sums groups of four
 //! into i32 without saturating.
 
+mod columns;
 mod depthwise;
 mod low_bit;
 mod saturate;
@@ -9,13 +10,14 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::{array, slice};
 
+use self::saturate::Codes;
 use super::finish512::finish;
 use super::{Kernels, lookup, low_bit512};
 use crate::loops::{self, Loops};
 use crate::pack::{Group, KR, NR, last_group};
 use crate::product;
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "avx512vnni",
@@ -49,17 +51,17 @@ const UNROLLED: usize = 4;
 const LANES: usize = 16;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    macro_rules! by_count {
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    macro_rules! by_height {
         ($($rows:literal)*) => {
-            match (count, panel.width() <= LANES) {
-                $(($rows, true) => sized::<$rows, 1, LANES, { chains($rows) }>(rows, first, panel, epilogue),
-                ($rows, false) => sized::<$rows, 2, NR, { chains($rows) }>(rows, first, panel, epilogue),)*
-                _ => unreachable!("{count} rows in a tile of {ROWS}"),
+            match (tiles.height, panel.width() <= LANES) {
+                $(($rows, true) => sized::<$rows, 1, LANES, { chains($rows) }>(rows, tiles, panel, epilogue),
+                ($rows, false) => sized::<$rows, 2, NR, { chains($rows) }>(rows, tiles, panel, epilogue),)*
+                (height, _) => unreachable!("{height} rows in a tile of {ROWS}"),
             }
         };
     }
-    by_count!(1 2 3 4 5 6 7 8 9 10 11 12)
+    by_height!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
 /// Sums whose vectors do not straddle cache lines: what is read right after it
@@ -77,21 +79,56 @@ const fn chains(rows: usize) -> usize {
     }
 }
 
-/// A tile of `R` rows by `V` vectors, that is `W = V * LANES` columns, in `C` chains.
+/// Tiles of `R` rows by `V` vectors, that is `W = V * LANES` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
     rows: &Rows<'_>,
-    first: usize,
+    tiles: Tiles,
     panel: &Panel<'_>,
     epilogue: &mut Epilogue<'_>,
 ) {
     const { assert!(W == V * LANES) };
+    let codes = Codes::<V>::new(epilogue, tiles.first..tiles.first + R * tiles.count);
+    let start = codes.as_ref().map_or([_mm512_setzero_si512(); V], |codes| codes.bias);
+    for (tile, first) in tiles.firsts().enumerate() {
+        let acc = sums::<R, V, C>(rows, first, panel, tiles.before + tile, start);
+        if let Some(codes) = &codes {
+            // SAFETY: the epilogue is used by nobody else, and has these rows.
+            unsafe { codes.store::<R, W>(&acc, tile * R) };
+            continue;
+        }
+        let mut sums = Aligned([[0i32; W]; R]);
+        for (sums, acc) in sums.0.iter_mut().zip(&acc) {
+            for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
+                // SAFETY: `sums` is 64 writable bytes.
+                unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *acc) };
+            }
+        }
+        finish(epilogue, &sums.0, first, 0);
+    }
+}
+
+/// The sums of tile `tile`, of `R` rows by `V` vectors, which begin with `start`, in `C` chains.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn sums<const R: usize, const V: usize, const C: usize>(
+    rows: &Rows<'_>,
+    first: usize,
+    panel: &Panel<'_>,
+    tile: usize,
+    start: [__m512i; V],
+) -> [[__m512i; V]; R] {
     let depth = rows.depth();
     let mut chains = [[[_mm512_setzero_si512(); V]; R]; C];
+    chains[0] = [start; R];
     // In memory for good: kept in registers, many sums of addresses would be, each stored in turn,
     // and more stores than the CPU holds keep it from running ahead into the next tile.
     let mut starts = rows.starts::<R>(first);
     let starts = &*black_box(&mut starts);
+    let (mut ahead, step) = match panel.ahead(tile) {
+        [] => (panel.all_groups().as_ptr(), 0),
+        groups => (groups.as_ptr(), 1),
+    };
     for (tap, &offset) in rows.offsets().iter().enumerate() {
         let (whole, last) = panel.groups(tap).split_at(depth / KR);
         let (together, rest) = whole.as_chunks::<UNROLLED>();
@@ -110,6 +147,10 @@ fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
         }
         let mut at = offset;
         for groups in together {
+            // Any address may be given: it is not read.
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast::<i8>().wrapping_add(64));
+            ahead = ahead.wrapping_add(step);
             for (u, group) in groups.iter().enumerate() {
                 add!(chains[u % C], at + KR * u, group);
             }
@@ -141,17 +182,7 @@ fn sized<const R: usize, const V: usize, const W: usize, const C: usize>(
             *acc = _mm512_add_epi32(*acc, *other);
         }
     }
-    if saturate::store::<R, V, W>(acc, first, epilogue) {
-        return;
-    }
-    let mut sums = Aligned([[0i32; W]; R]);
-    for (sums, acc) in sums.0.iter_mut().zip(acc) {
-        for (sums, acc) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
-            // SAFETY: `sums` is 64 writable bytes.
-            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *acc) };
-        }
-    }
-    finish(epilogue, &sums.0, first, 0);
+    *acc
 }
 
 #[inline]

@@ -8,7 +8,7 @@ use super::finish256::finish;
 use super::{Kernels, avx2};
 use crate::pack::{Group, KR, last_group};
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "avxvnni",
@@ -28,17 +28,19 @@ const LANES: usize = 8;
 const WIDTH: usize = 2 * LANES;
 
 #[target_feature(enable = "avx2,avxvnni")]
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    for column in (0..panel.width()).step_by(WIDTH) {
-        macro_rules! by_count {
-            ($($rows:literal)*) => {
-                match count {
-                    $($rows => sized::<$rows, { chains($rows) }>(rows, first, panel, column, epilogue),)*
-                    _ => unreachable!("{count} rows in a tile of {ROWS}"),
-                }
-            };
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for first in tiles.firsts() {
+        for column in (0..panel.width()).step_by(WIDTH) {
+            macro_rules! by_count {
+                ($($rows:literal)*) => {
+                    match tiles.height {
+                        $($rows => sized::<$rows, { chains($rows) }>(rows, first, panel, column, epilogue),)*
+                        height => unreachable!("{height} rows in a tile of {ROWS}"),
+                    }
+                };
+            }
+            by_count!(1 2 3 4 5 6);
         }
-        by_count!(1 2 3 4 5 6);
     }
 }
 

@@ -10,7 +10,7 @@ use super::Kernels;
 use super::neon::{self, LANES};
 use crate::pack::{KR, last_group};
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "neondot",
@@ -28,16 +28,18 @@ const ROWS: usize = 6;
 const WIDTH: usize = 4 * LANES;
 
 #[target_feature(enable = "neon,dotprod")]
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    for column in (0..panel.width()).step_by(WIDTH) {
-        match count {
-            1 => sized::<1>(rows, first, panel, column, epilogue),
-            2 => sized::<2>(rows, first, panel, column, epilogue),
-            3 => sized::<3>(rows, first, panel, column, epilogue),
-            4 => sized::<4>(rows, first, panel, column, epilogue),
-            5 => sized::<5>(rows, first, panel, column, epilogue),
-            6 => sized::<6>(rows, first, panel, column, epilogue),
-            _ => unreachable!("{count} rows in a tile of {ROWS}"),
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for first in tiles.firsts() {
+        for column in (0..panel.width()).step_by(WIDTH) {
+            match tiles.height {
+                1 => sized::<1>(rows, first, panel, column, epilogue),
+                2 => sized::<2>(rows, first, panel, column, epilogue),
+                3 => sized::<3>(rows, first, panel, column, epilogue),
+                4 => sized::<4>(rows, first, panel, column, epilogue),
+                5 => sized::<5>(rows, first, panel, column, epilogue),
+                6 => sized::<6>(rows, first, panel, column, epilogue),
+                height => unreachable!("{height} rows in a tile of {ROWS}"),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::loops;
 use crate::pack::{KR, NR, last_group};
 use crate::product;
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel};
+use crate::tile::{Epilogue, Panel, Tiles};
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -16,8 +16,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     loops: loops::SCALAR,
 };
 
-fn tile(rows: &Rows<'_>, first: usize, count: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
-    for i in first..first + count {
+fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+    for i in tiles.firsts() {
         let mut acc = [0i32; NR];
         for tap in 0..rows.taps() {
             let (groups, tail) = rows.get::<1>(i, tap)[0].as_chunks::<KR>();

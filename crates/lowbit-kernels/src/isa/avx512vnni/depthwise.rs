@@ -5,13 +5,16 @@ use std::arch::x86_64::*;
 use std::array;
 use std::ops::Range;
 
+use super::columns;
 use super::saturate::Saturated;
-use crate::depthwise::{BLOCK, Block, MOST_TAPS, PackedDepthwise, Quad, walk};
+use crate::depthwise::{self, BLOCK, Block, MOST_TAPS, PackedDepthwise, Quad, walk};
 use crate::requant::Rounder;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn depthwise(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>, out: &mut [u8]) {
     match packed.window().taps() {
+        _ if !packed.is_small() => depthwise::depthwise(x, packed, rows, out),
+        _ if columns::applies(packed.window()) => columns::depthwise(x, packed, rows, out),
         9 => sized::<3>(x, packed, rows, out),
         25 => sized::<7>(x, packed, rows, out),
         _ => sized::<{ MOST_TAPS / 4 }>(x, packed, rows, out),
@@ -30,25 +33,12 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
         _ => 1,
     };
     let every_other = words_of_every_other(channels);
-    let window = packed.window();
-    let whole = channels >= BLOCK || BLOCK.is_multiple_of(channels) && stride == 1;
-    let columns = window.kernel == [3, 3] && window.dilation[1] == 1 && stride <= 2 && whole;
     walk(x, packed, rows, out, |taps, out| {
         let pixels = out.len() / channels;
         let together = together.min(pixels);
-        let read = ((pixels - 1) * stride + 3) * channels;
-        let columns = columns
-            && (together * channels).min(BLOCK) == BLOCK
-            && taps.chunks_exact(3).all(|row| is_one_line(row, channels, read));
         let words = (stride == 2 && together > 1).then_some(every_other);
         let span = ((pixels - 1) * stride + 1) * channels;
         assert!(taps.len() <= 4 * Q && taps.iter().all(|tap| tap.len() >= span), "a tap is too short");
-        if columns {
-            let rows = [taps[0], taps[3], taps[6]];
-            let pixels = Pixels { channels, stride, together: if channels < BLOCK { together } else { 1 } };
-            packed.blocks().iter().for_each(|block| by_columns(rows, pixels, block, packed.rounder(), out));
-            return;
-        }
         // Taps that a quad lacks have zero weights.
         let mut quads = [[std::ptr::null(); 4]; Q];
         for (quad, of_quad) in quads.iter_mut().zip(packed.quads()) {
@@ -79,82 +69,10 @@ fn sized<const Q: usize>(x: &[u8], packed: &PackedDepthwise, rows: Range<usize>,
     });
 }
 
-/// Whether the three taps of a kernel row read one line of the image, or padding
-/// alone, which has so many bytes.
-fn is_one_line(row: &[&[u8]], channels: usize, read: usize) -> bool {
-    let padding = row.iter().all(|tap| std::ptr::eq(*tap, row[0]));
-    let line = (1..3).all(|i| row[i].len() + i * channels == row[0].len());
-    (padding || line) && row[0].len() >= read
-}
-
-/// A run of output pixels.
-#[derive(Clone, Copy)]
-struct Pixels {
-    channels: usize,
-    /// Input pixels from one to the next.
-    stride: usize,
-    /// Pixels of a block's lanes.
-    together: usize,
-}
-
-/// The lanes of one block of a run of pixels that a kernel of 3 x 3 sees of three
-/// `rows`, each from the first pixel's first tap on: the bytes of a column of three
-/// pixels are interleaved once, for each of its taps.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn by_columns(rows: [&[u8]; 3], pixels: Pixels, block: &Block, rounder: Rounder, out: &mut [u8]) {
-    let Pixels { channels, stride, together } = pixels;
-    let count = out.len() / channels;
-    let read = ((count - 1) * stride + 3) * channels;
-    assert!(rows.iter().all(|row| row.len() >= read), "a row is too short");
-    assert!(
-        together <= count && block.first + BLOCK <= together * channels,
-        "a block's lanes are in its pixels"
-    );
-    let [left, middle, right] = &block.quads[..] else { unreachable!("a column is a quad") };
-    let (saturated, multiplier) = (Saturated::new(rounder), load(&block.multiplier));
-    let column = |x: usize| {
-        let at = x * channels + block.first;
-        // SAFETY: the block's lanes are in `together` pixels from `x`, at most the last column
-        // of the last pixel.
-        let read = |row: &[u8]| unsafe { _mm512_loadu_si512(row.as_ptr().add(at).cast()) };
-        interleaved([read(rows[0]), read(rows[1]), read(rows[2]), _mm512_setzero_si512()])
-    };
-    let mut columns = [column(0), column(1), column(2)];
-    let (mut x, mut next) = (0, 0);
-    loop {
-        let mut acc: [__m512i; 4] = load(&block.bias);
-        for (column, Quad(weights)) in columns.iter().zip([left, middle, right]) {
-            let weights: [__m512i; 4] = load(weights);
-            for j in 0..4 {
-                acc[j] = _mm512_dpbusd_epi32(acc[j], column[j], weights[j]);
-            }
-        }
-        for (acc, multiplier) in acc.iter_mut().zip(multiplier) {
-            *acc = saturated.rounded(*acc, multiplier);
-        }
-        let out = &mut out[x * channels + block.first..];
-        let out: &mut [u8; BLOCK] = out.first_chunk_mut().expect("the lanes of a block");
-        // SAFETY: `out` is 64 writable bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), saturated.codes(acc)) };
-        next += together;
-        if next >= count {
-            return;
-        }
-        // The last step may overlap the one before.
-        let before = std::mem::replace(&mut x, next.min(count - together));
-        let at = x * stride;
-        columns = match (x - before) * stride {
-            1 => [columns[1], columns[2], column(at + 2)],
-            2 => [columns[2], column(at + 1), column(at + 2)],
-            _ => [column(at), column(at + 1), column(at + 2)],
-        };
-    }
-}
-
 /// The bytes of four vectors, those of a lane in its four bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn interleaved(r: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn interleaved(r: [__m512i; 4]) -> [__m512i; 4] {
     let (low, high) = (_mm512_unpacklo_epi8(r[0], r[1]), _mm512_unpackhi_epi8(r[0], r[1]));
     let (low2, high2) = (_mm512_unpacklo_epi8(r[2], r[3]), _mm512_unpackhi_epi8(r[2], r[3]));
     [
@@ -167,7 +85,7 @@ fn interleaved(r: [__m512i; 4]) -> [__m512i; 4] {
 
 /// The 32-bit words of two vectors that hold every other group of `channels` bytes.
 #[target_feature(enable = "avx512f")]
-fn words_of_every_other(channels: usize) -> __m512i {
+pub(super) fn words_of_every_other(channels: usize) -> __m512i {
     let pixel = channels.max(1);
     let words: [i32; 16] = array::from_fn(|i| (4 * i / pixel * 2 * pixel + 4 * i % pixel) as i32 / 4);
     // SAFETY: `words` is 64 readable bytes.
@@ -212,12 +130,11 @@ unsafe fn step<const WHOLE: bool>(
             acc[j] = _mm512_dpbusd_epi32(acc[j], x[j], weights[j]);
         }
     }
-    let saturated = Saturated::new(rounder);
     let multiplier = load(&block.multiplier);
     for (acc, multiplier) in acc.iter_mut().zip(multiplier) {
-        *acc = saturated.rounded(*acc, multiplier);
+        *acc = Saturated::rounded(*acc, multiplier);
     }
-    let y = saturated.codes(acc);
+    let y = Saturated::new(rounder).codes(acc);
     match out.first_chunk_mut::<BLOCK>() {
         // SAFETY: `out` is 64 writable bytes.
         Some(out) => unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), y) },
@@ -244,7 +161,7 @@ unsafe fn every_other(x: *const u8, len: usize, words: __m512i) -> __m512i {
 }
 
 #[inline]
-fn mask(lanes: usize) -> u64 {
+pub(super) fn mask(lanes: usize) -> u64 {
     match lanes {
         0 => 0,
         _ => u64::MAX >> (BLOCK - lanes.min(BLOCK)),
@@ -253,7 +170,7 @@ fn mask(lanes: usize) -> u64 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load<T>(from: &[T; BLOCK]) -> [__m512i; 4] {
+pub(super) fn load<T>(from: &[T; BLOCK]) -> [__m512i; 4] {
     const { assert!(size_of::<T>() == 4) };
     let mut vectors = [_mm512_setzero_si512(); 4];
     for (j, v) in vectors.iter_mut().enumerate() {
