@@ -228,10 +228,13 @@ fn gemm(kernels: &Kernels, failures: &mut Failures) {
 /// The largest products, sums that wrap, and extreme multipliers.
 fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
     const COLUMNS: usize = 33;
-    let multipliers = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, f32::MAX, f32::MIN];
+    const BELOW_ONE: f32 = 1.0 - f32::EPSILON / 2.0;
+    let below_one = [0.0, -0.0, BELOW_ONE, -BELOW_ONE, 0.5, 1e-30, -0.25, f32::MIN_POSITIVE, 1e-7];
+    let any = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, f32::MAX, f32::MIN];
     let biases = [0, 1, -1, i32::MAX, i32::MIN, 1 << 24, (1 << 24) + 1, 255];
     let bias: Vec<i32> = biases.into_iter().cycle().take(COLUMNS).collect();
-    let multiplier: Vec<f32> = multipliers.into_iter().cycle().take(COLUMNS).collect();
+    let cycled = |multipliers: [f32; 9]| multipliers.into_iter().cycle().take(COLUMNS).collect::<Vec<_>>();
+    let scales = [cycled(below_one), cycled(any)];
     for (a, w) in [(255, -128), (255, 127), (0, -128), (1, -1)] {
         for depth in [1, 4, 5, 64, 70_001] {
             let rows = if depth > 64 { 1 } else { 2 };
@@ -240,10 +243,12 @@ fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
             let sum = (i64::from(a) * i64::from(w) * depth as i64) as i32;
             let acc = vec![sum; rows * COLUMNS];
             let case = ("gemm extremes", a, w, depth);
-            compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, &multiplier), |output| {
-                let rows = Rows::strided(&left, depth, rows, depth);
-                kernels.gemm(&rows, weights.view(), 0..weights.panels(), output);
-            });
+            for multiplier in &scales {
+                compare_products(kernels, failures, case, &acc, COLUMNS, (&bias, multiplier), |output| {
+                    let rows = Rows::strided(&left, depth, rows, depth);
+                    kernels.gemm(&rows, weights.view(), 0..weights.panels(), output);
+                });
+            }
 
             let sums = weights.column_sums();
             failures.check(kernels, (case, "column sums"), sums, &[i32::from(w) * depth as i32; COLUMNS]);
@@ -358,13 +363,14 @@ fn depthwise(kernels: &Kernels, failures: &mut Failures) {
         for window in windows(channels).into_iter().chain([wide, halved]) {
             let [height, width] = window.output;
             let len = window.input[0] * window.input[1] * channels;
-            let (bias, multiplier) = (random.i32s(channels), random.f32s(channels, 0.02));
-            let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 120, lo: 2, hi: 253 };
+            let bias = random.i32s(channels);
             let inputs = [
-                (random.u8s(len), random.i8s(window.taps() * channels)),
-                (vec![255; len], vec![-128; window.taps() * channels]),
+                (random.u8s(len), random.i8s(window.taps() * channels), random.f32s(channels, 0.02)),
+                (vec![255; len], vec![-128; window.taps() * channels], random.f32s(channels, 0.02)),
+                (random.u8s(len), random.i8s(window.taps() * channels), random.f32s(channels, 1e9)),
             ];
-            for (x, w) in inputs {
+            for (x, w, multiplier) in inputs {
+                let requant = Requant { bias: &bias, multiplier: &multiplier, zero: 120, lo: 2, hi: 253 };
                 let packed = PackedDepthwise::new(&w, &window, 129, &requant);
                 let want = definition::depthwise(&x, &window, &w, 129, &requant);
                 // Two parts, as two threads would compute them.
