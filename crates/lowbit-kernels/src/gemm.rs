@@ -92,7 +92,7 @@ impl Kernels {
             let (start, end) = (edge(block), edge(block + 1));
             let tiles = Tiles::of(start..end, self.tile_rows);
             for index in panels.clone() {
-                let panel = Panel::new(&weights, index, panels.end);
+                let panel = Panel::new(&weights, index);
                 epilogue.enter(index * NR - columns.start, panel.width());
                 for tiles in tiles.clone() {
                     // SAFETY: tables come only from `Kernels::available`, which yields those

@@ -68,7 +68,8 @@ pub(crate) struct Panel<'a> {
     #[cfg(target_arch = "aarch64")]
     column_sums: &'a [i32],
     width: usize,
-    /// The groups of the next panel, if any.
+    /// The groups of the next panel, if any, even if it is left to another product: the thread
+    /// that computes this one probably computes that one as well.
     #[cfg(target_arch = "x86_64")]
     next: &'a [Group],
 }
@@ -78,8 +79,7 @@ pub(crate) struct Panel<'a> {
 const TILES_AHEAD: usize = 4;
 
 impl<'a> Panel<'a> {
-    /// Panel `index`, which panel `index + 1` follows if that is below `end`.
-    pub(crate) fn new(weights: &Weights<'a>, index: usize, end: usize) -> Panel<'a> {
+    pub(crate) fn new(weights: &Weights<'a>, index: usize) -> Panel<'a> {
         let column = index * NR;
         let width = NR.min(weights.columns() - column);
         Panel {
@@ -91,7 +91,7 @@ impl<'a> Panel<'a> {
             column_sums: &weights.column_sums()[column..][..width],
             width,
             #[cfg(target_arch = "x86_64")]
-            next: if index + 1 < end { weights.panel(index + 1) } else { &[] },
+            next: if index + 1 < weights.panels() { weights.panel(index + 1) } else { &[] },
         }
     }
 
