@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::hint;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,31 @@ fn linger() {
     if found {
         rayon::spawn(linger);
     }
+}
+
+/// [`rayon::join`], but this thread does not fall asleep for lack of other work while another one
+/// is about to end `b`: waking up takes longer than that.
+pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let (begun, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+    let a = || {
+        let result = a();
+        if begun.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            while !ended.load(Ordering::Relaxed) && start.elapsed() < LINGER {
+                if rayon::yield_now() != Some(Yield::Executed) {
+                    hint::spin_loop();
+                }
+            }
+        }
+        result
+    };
+    let b = || {
+        begun.store(true, Ordering::Relaxed);
+        let result = b();
+        ended.store(true, Ordering::Relaxed);
+        result
+    };
+    rayon::join(a, b)
 }
 
 /// Calls `f(i, chunk)` for each chunk of `size` elements of `data`, the last

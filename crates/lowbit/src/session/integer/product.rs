@@ -6,11 +6,14 @@ use lowbit_kernels::{Grid, Kernels, Output, Requant, Residual, Rows, Weights};
 
 use crate::error::{Result, invalid};
 use crate::op::{DataMut, View, ViewMut};
+use crate::parallel;
 use crate::session::codes::Codes;
 use crate::tensor::DType;
 
 /// Multiply-accumulates that are worth a task of their own: some microseconds.
 const TASK: usize = 1 << 20;
+/// The most tasks for each thread: several, so that one which others keep from running has few.
+const TASKS_OF_A_THREAD: usize = 4;
 
 /// What becomes of an accumulator: `acc + bias` at scale `s_x s_w[c]`.
 #[derive(Clone, Debug)]
@@ -221,28 +224,33 @@ impl<'a, E: End<'a>> Product<'a, E> {
     /// Multiplies, in tasks for the threads of the current pool.
     pub fn run(self) {
         let threads = rayon::current_num_threads();
-        let work = self.work();
-        let task = if threads == 1 { usize::MAX } else { TASK.max(work / (4 * threads)) };
-        self.spread(task);
-    }
-
-    fn work(&self) -> usize {
         let columns = self.weights.columns_of(self.panels.clone()).len();
-        self.rows.count() * columns * self.weights.depth() * self.weights.taps()
+        let work = self.rows.count() * columns * self.weights.depth() * self.weights.taps();
+        let tasks = match (threads, work) {
+            (1, _) | (_, ..=TASK) => 1,
+            _ => work.div_ceil(TASK).next_multiple_of(threads).min(TASKS_OF_A_THREAD * threads),
+        };
+        self.spread(tasks);
     }
 
-    fn spread(self, task: usize) {
-        let together = Kernels::best().rows_together();
-        let (tiles, panels) = (self.rows.count() / together, self.panels.len());
-        if self.work() <= task || tiles.max(panels) < 2 {
+    /// Multiplies, in so many tasks at most, of about equal work: where one ends later than the
+    /// others, the threads wait for it.
+    fn spread(self, tasks: usize) {
+        let (tiles, panels) = (self.rows.count() / Kernels::best().rows_together(), self.panels.len());
+        if tasks < 2 || tiles.max(panels) < 2 {
             return E::multiply(self);
         }
-        let (first, second) = if tiles >= 2 * panels || panels < 2 {
-            self.split_rows(tiles / 2 * together)
+        let (first, second, of_first) = if tiles >= 2 * panels || panels < 2 {
+            let half = tasks / 2;
+            let at = self.rows.count() * half / tasks;
+            let (first, second) = self.split_rows(at);
+            (first, second, half)
         } else {
-            self.split_panels()
+            let (first, second) = self.split_panels();
+            let share = first.panels.len() * tasks / panels;
+            (first, second, share.max(1))
         };
-        rayon::join(|| first.spread(task), || second.spread(task));
+        parallel::join(|| first.spread(of_first), || second.spread(tasks - of_first));
     }
 
     /// The first `at` rows, and the others.
