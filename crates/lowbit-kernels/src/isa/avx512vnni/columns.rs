@@ -74,8 +74,10 @@ struct Row<'a> {
     saturated: &'a Saturated,
 }
 
+/// What follows is not inlined: in one function with the others, each has too few registers.
 impl Row<'_> {
     /// The channels of a block of all pixels, from columns that are interleaved once.
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn wide(&self, block: &Block, out: &mut [u8]) {
         let [left, middle, right] = weights(block);
@@ -100,6 +102,7 @@ impl Row<'_> {
     }
 
     /// [`Row::wide`] of every other pixel.
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn wide_every_other(&self, block: &Block, out: &mut [u8]) {
         let [left, middle, right] = weights(block);
@@ -142,6 +145,7 @@ impl Row<'_> {
     }
 
     /// All channels of all pixels, `S` apart in the image, as many together as fill a vector.
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn narrow<const S: usize>(&self, block: &Block, out: &mut [u8]) {
         let [left, middle, right] = weights(block);
