@@ -64,6 +64,10 @@ fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogu
     by_height!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
+/// Rows of the lowest tile that loads the next panel ahead. Lower ones are bound by what they load
+/// themselves.
+const AHEAD: usize = 4;
+
 /// Sums whose vectors do not straddle cache lines: what is read right after it
 /// was written then need not wait for the cache.
 #[repr(align(64))]
@@ -125,7 +129,7 @@ fn sums<const R: usize, const V: usize, const C: usize>(
     // and more stores than the CPU holds keep it from running ahead into the next tile.
     let mut starts = rows.starts::<R>(first);
     let starts = &*black_box(&mut starts);
-    let (mut ahead, step) = match panel.ahead(tile) {
+    let (mut ahead, step) = match if R < AHEAD { &[] } else { panel.ahead(tile) } {
         [] => (panel.all_groups().as_ptr(), 0),
         groups => (groups.as_ptr(), 1),
     };
@@ -147,10 +151,12 @@ fn sums<const R: usize, const V: usize, const C: usize>(
         }
         let mut at = offset;
         for groups in together {
-            // Any address may be given: it is not read.
-            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-            _mm_prefetch::<_MM_HINT_T1>(ahead.cast::<i8>().wrapping_add(64));
-            ahead = ahead.wrapping_add(step);
+            if R >= AHEAD {
+                // Any address may be given: it is not read.
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast::<i8>().wrapping_add(64));
+                ahead = ahead.wrapping_add(step);
+            }
             for (u, group) in groups.iter().enumerate() {
                 add!(chains[u % C], at + KR * u, group);
             }
