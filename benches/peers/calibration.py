@@ -3,7 +3,8 @@
 Both read the same preprocessed samples from one .npy file and write an int8
 model. Each run is a process of its own, the two tools take turns, and the
 table shows the median wall time, the median CPU time, which a busy machine
-disturbs less, and the greatest peak of resident memory. onnxruntime's times
+disturbs less, and the greatest peak of resident memory (that of this small
+process, from which the tools are started, at least). onnxruntime's times
 are those of quantize_static alone, without starting Python; lowbit's are those
 of the whole process, with what its default preset does beyond ranges (codes by
 GPTQ, biases, means and deviations of channels) and, as "ranges alone", without.
@@ -11,6 +12,7 @@ GPTQ, biases, means and deviations of channels) and, as "ranges alone", without.
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -63,6 +65,10 @@ def child(model, samples, method, output):
     print(json.dumps([time.perf_counter() - start, time.process_time() - cpu]))
 
 
+def write_samples(path, folder):
+    np.save(path, images(folder, 227))
+
+
 def measured(command):
     """Seconds (wall, CPU), peak resident MiB and output of a command."""
     start = time.perf_counter()
@@ -89,7 +95,10 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         samples, output = Path(folder, "samples.npy"), str(Path(folder, "out.onnx"))
-        np.save(samples, images(args.images, 227))
+        # In a process of its own: the peak of memory of a process counts what started it.
+        writer = multiprocessing.Process(target=write_samples, args=(samples, args.images))
+        writer.start()
+        writer.join()
         runs = {}
         for _ in range(args.rounds):
             for calibrator in args.only or OURS:

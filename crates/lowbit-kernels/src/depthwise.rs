@@ -21,7 +21,6 @@ pub struct PackedDepthwise {
     window: Window,
     rounder: Rounder,
     /// Whether no value that is rounded leaves the range of i32.
-    #[cfg(target_arch = "x86_64")]
     is_small: bool,
     /// What taps outside the image read: a whole row.
     padding: Vec<u8>,
@@ -92,7 +91,6 @@ impl PackedDepthwise {
         PackedDepthwise {
             window: *window,
             rounder: requant.rounder(),
-            #[cfg(target_arch = "x86_64")]
             is_small: requant.is_small(),
             padding: vec![x_zero; window.input[1] * channels],
             several: lanes((WIDE / channels.max(1)).max(1)),
@@ -112,7 +110,6 @@ impl PackedDepthwise {
     }
 
     /// Whether no value that is rounded leaves the range of i32.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_small(&self) -> bool {
         self.is_small
     }
@@ -122,7 +119,6 @@ impl PackedDepthwise {
     }
 
     /// What taps outside the image read: a whole row.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn padding(&self) -> &[u8] {
         &self.padding
     }

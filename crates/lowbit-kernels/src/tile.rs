@@ -26,7 +26,6 @@ pub(crate) struct Tiles {
     /// The number of tiles.
     pub(crate) count: usize,
     /// Tiles of the same columns that were computed just before.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) before: usize,
 }
 
@@ -36,18 +35,11 @@ impl Tiles {
     pub(crate) fn of(rows: Range<usize>, most: usize) -> impl Iterator<Item = Tiles> + Clone {
         let count = rows.len().div_ceil(most).max(1);
         let (height, higher) = (rows.len() / count, rows.len() % count);
-        let first = Tiles {
-            first: rows.start,
-            height: height + 1,
-            count: higher,
-            #[cfg(target_arch = "x86_64")]
-            before: 0,
-        };
+        let first = Tiles { first: rows.start, height: height + 1, count: higher, before: 0 };
         let others = Tiles {
             first: rows.start + higher * (height + 1),
             height,
             count: count - higher,
-            #[cfg(target_arch = "x86_64")]
             before: higher,
         };
         [first, others].into_iter().filter(|tiles| tiles.count > 0 && tiles.height > 0)
@@ -70,12 +62,10 @@ pub(crate) struct Panel<'a> {
     width: usize,
     /// The groups of the next panel, if any, even if it is left to another product: the thread
     /// that computes this one probably computes that one as well.
-    #[cfg(target_arch = "x86_64")]
     next: &'a [Group],
 }
 
 /// Tiles during which the next panel is loaded into a cache, a part in each.
-#[cfg(target_arch = "x86_64")]
 const TILES_AHEAD: usize = 4;
 
 impl<'a> Panel<'a> {
@@ -90,14 +80,12 @@ impl<'a> Panel<'a> {
             #[cfg(target_arch = "aarch64")]
             column_sums: &weights.column_sums()[column..][..width],
             width,
-            #[cfg(target_arch = "x86_64")]
             next: if index + 1 < weights.panels() { weights.panel(index + 1) } else { &[] },
         }
     }
 
     /// Groups of the next panel that are worth loading into a cache during tile `tile`: one for
     /// each four of the panel's, or none.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn ahead(&self, tile: usize) -> &'a [Group] {
         let part = self.next.len() / TILES_AHEAD;
@@ -117,7 +105,6 @@ impl<'a> Panel<'a> {
     }
 
     /// The groups of all taps, one tap after the other.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn all_groups(&self) -> &'a [Group] {
         self.groups
@@ -174,7 +161,6 @@ pub(crate) struct Requantizing<'e, 'a> {
 }
 
 /// [`Epilogue`] of [`Output::Rows`], for tiles that dequantize in registers.
-#[cfg(target_arch = "x86_64")]
 pub(crate) struct Dequantizing<'e, 'a> {
     pub(crate) out: &'e mut Grid<'a, f32>,
     /// What is added to the accumulators of each row; none for 0.
@@ -191,7 +177,6 @@ pub(crate) struct Dequantizing<'e, 'a> {
 }
 
 /// [`Epilogue`] of [`Output::F32`], for tiles that end it in registers.
-#[cfg(target_arch = "x86_64")]
 pub(crate) struct Scaling<'e, 'a> {
     pub(crate) out: &'e mut Grid<'a, f32>,
     /// What is added to the accumulators of each row; none for 0.
@@ -204,7 +189,6 @@ pub(crate) struct Scaling<'e, 'a> {
 }
 
 /// [`Epilogue`] of [`Output::I32`], for tiles that end it in registers.
-#[cfg(target_arch = "x86_64")]
 pub(crate) struct Summing<'e, 'a> {
     pub(crate) out: &'e mut Grid<'a, i32>,
     /// What is added to the accumulators of each row; none for 0.
@@ -305,7 +289,6 @@ impl<'a> Epilogue<'a> {
 
     /// What is added to accumulators that become u8 codes of values that no i32 is too
     /// small for, nothing else being added to them.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn small_bias(&self) -> Option<&[i32; NR]> {
         self.is_small.then_some(&self.bias)
@@ -331,7 +314,6 @@ impl<'a> Epilogue<'a> {
     }
 
     /// What a tile of rows with codes of their own needs to dequantize by itself.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn dequantizing(&mut self) -> Option<Dequantizing<'_, 'a>> {
         match &mut self.output {
@@ -351,7 +333,6 @@ impl<'a> Epilogue<'a> {
     }
 
     /// What a tile of dequantized values needs to end them by itself.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn scaling(&mut self) -> Option<Scaling<'_, 'a>> {
         let (terms, bias, multiplier) = (self.terms, &self.bias, &self.multiplier);
@@ -363,7 +344,6 @@ impl<'a> Epilogue<'a> {
     }
 
     /// What a tile of accumulators needs to end them by itself.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn summing(&mut self) -> Option<Summing<'_, 'a>> {
         let (terms, bias, column, width) = (self.terms, &self.bias, self.column, self.width);
