@@ -66,6 +66,7 @@ fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogu
 }
 
 /// A tile of `R` rows by the columns of the panel.
+#[inline(never)]
 #[target_feature(enable = "avx2")]
 fn sized<const R: usize>(rows: &Rows<'_>, first: usize, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
     let vectors = panel.width().div_ceil(BLOCK);
