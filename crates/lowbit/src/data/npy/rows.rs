@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::header::Header;
 use super::read_header;
-use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::error::{Error, Result, invalid};
+use crate::tensor::{DType, Tensor, element_count};
 
 /// The rows of a `.npy` file, along its first dimension: a file of any size takes no memory.
 #[derive(Debug)]
@@ -48,11 +48,14 @@ impl Rows {
     /// The rows of these indices, as one tensor.
     ///
     /// # Errors
-    /// If the file cannot be read, or ends before a row; it is named.
+    /// If there is no such row, or the file cannot be read, or ends before it; the file is named.
     pub fn read(&self, rows: &[usize]) -> Result<Tensor> {
         let mut shape = self.header.shape.clone();
-        shape[0] = 1;
-        let size = self.header.dtype.bytes_of(shape.iter().product());
+        let count = std::mem::replace(&mut shape[0], 1);
+        if let Some(row) = rows.iter().find(|&&row| row >= count) {
+            return Err(invalid!("has {count} rows, and no row {row}").at(self.path.display().to_string()));
+        }
+        let size = self.header.dtype.bytes_of(element_count(&shape)?);
         let data = self.bytes(rows, size).map_err(|e| Error::io(&self.path, e))?;
         shape[0] = rows.len();
         self.header.elements(&shape, data)

@@ -214,7 +214,7 @@ fn rows_are_read_from_the_file_when_asked_for() {
     let message = rows.read(&[0, 1]).unwrap_err().to_string();
     assert!(message.contains("x.npy") && message.contains("ends before row 1"), "{message}");
     let message = rows.read(&[5]).unwrap_err().to_string();
-    assert!(message.contains("ends before row 5"), "{message}");
+    assert!(message.contains("5 rows, and no row 5"), "{message}");
 }
 
 #[test]
