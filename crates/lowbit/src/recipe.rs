@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use crate::data::{Dataset, batch_size, inputs_of, random_inputs};
+use crate::data::{Dataset, batch_size, random_inputs};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::passes::{
@@ -35,8 +35,7 @@ pub struct Samples<'a> {
 impl<'a> Samples<'a> {
     /// The batches as the inputs of `graph`. Whoever reads them all knows [`Dataset::sha256`] too.
     pub fn tensors(&self, graph: &'a Graph) -> impl Iterator<Item = Result<Vec<Tensor>>> + Send + use<'a> {
-        let batches = self.data.batches(batch_size(graph, self.batch)).hashed();
-        batches.map(|batch| inputs_of(graph, &batch?))
+        self.data.batches(batch_size(graph, self.batch)).hashed().tensors(graph)
     }
 
     /// The number of batches.

@@ -28,9 +28,7 @@ pub fn sha256_of_file(path: &Path) -> Result<Digest> {
     }
 }
 
-/// The hash of samples, as they are prepared for the model, in order: of each sample, and of
-/// each of its inputs, the line `name type[shape]` and the little-endian bytes. It does not depend on
-/// how samples are stored, nor on batches.
+/// The hash of samples that [`Dataset::sha256`](super::Dataset::sha256) defines, batch after batch.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SampleHash(Sha256);
 

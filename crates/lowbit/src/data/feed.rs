@@ -1,6 +1,6 @@
 //! Batches as a graph takes them.
 
-use super::dataset::{Batch, Dataset};
+use super::dataset::{Batch, Batches, Dataset};
 use crate::error::{Result, invalid};
 use crate::graph::Graph;
 use crate::op::Dim;
@@ -13,7 +13,14 @@ impl Dataset {
         graph: &'a Graph,
         batch: usize,
     ) -> impl Iterator<Item = Result<Vec<Tensor>>> + Send + use<'a> {
-        self.batches(batch_size(graph, batch)).map(|batch| inputs_of(graph, &batch?))
+        self.batches(batch_size(graph, batch)).tensors(graph)
+    }
+}
+
+impl<'a> Batches<'a> {
+    /// The batches as the inputs of `graph`.
+    pub fn tensors(self, graph: &'a Graph) -> impl Iterator<Item = Result<Vec<Tensor>>> + Send + use<'a> {
+        self.map(|batch| inputs_of(graph, &batch?))
     }
 }
 

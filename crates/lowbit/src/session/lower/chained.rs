@@ -17,9 +17,9 @@ use crate::tensor::DType;
 
 /// The graph with what follows a product folded into it where nothing else reads the
 /// product: a factor and Softmax, or a transpose that lays heads side by side, into
-/// those of two f32 matrices of the run, functions and additions into those of values quantized in the run. Such values are quantized
-/// once for all products that read them, and by the product that makes them where only
-/// these do.
+/// those of two f32 matrices of the run, functions and additions into those of values
+/// quantized in the run. Such values are quantized once for all products that read
+/// them, and by the product that makes them where only these do.
 pub fn chained(graph: &Graph) -> Result<Graph> {
     quantized_once(&followed(&side_by_side(&scaled(graph)?)?)?)
 }
