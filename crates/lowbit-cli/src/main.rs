@@ -49,7 +49,7 @@ Start here:
   lowbit report model.onnx model.int8.onnx --data d    all of it as one HTML page
   lowbit lint model.int8.onnx --target tensorrt    what a runtime would not run in int8
 
-Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|neon|neondot
+Every command has --help with examples. LOWBIT_ISA=scalar|avx2|avxvnni|avx512|avx512vnni|amx|neon|neondot
 chooses the kernels."
 )]
 struct Cli {

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use crate::block::Block;
 use crate::grid::Grid;
 use crate::isa::Kernels;
-use crate::pack::{NR, Weights};
+use crate::pack::Weights;
 use crate::requant::{Requant, Residual};
 use crate::rows::Rows;
-use crate::tile::{Epilogue, Panel, Tiles};
+use crate::tile::Epilogue;
 
 /// What becomes of each accumulator `acc` of row `i` and column `n`, and the
 /// matrix that it goes to. Parameters have one element per column of it.
@@ -58,10 +59,6 @@ pub enum Output<'a> {
     },
 }
 
-/// Bytes of the left matrix, the output and what is added to it, that are kept in
-/// the L2 cache while the panels of weights pass by: about, less than twice as many.
-const BLOCK_BYTES: usize = 192 << 10;
-
 impl Kernels {
     /// `acc[i][n] = sum_k a[i][k] * w[n][k] + term[i]` ([`Rows::with_terms`]) for all rows of `a` and the columns
     /// of the weights' `panels` ([`Weights::panels`]), stored as `output`
@@ -85,21 +82,15 @@ impl Kernels {
         let mut epilogue = Epilogue::new(output, a.terms(), a.count(), columns.len());
         let row_bytes = weights.taps() * weights.depth() + epilogue.row_bytes();
         let tiles = a.count().div_ceil(self.tile_rows);
-        let blocks = (a.count() * row_bytes / BLOCK_BYTES).clamp(1, tiles.max(1));
+        let blocks = (a.count() * row_bytes / self.multiply.block_bytes()).clamp(1, tiles.max(1));
         // Blocks of about equal height: a low last one would load all weights for few rows.
         let edge = |block: usize| a.count().min(tiles * block / blocks * self.tile_rows);
         for block in 0..blocks {
             let (start, end) = (edge(block), edge(block + 1));
-            let tiles = Tiles::of(start..end, self.tile_rows);
-            for index in panels.clone() {
-                let panel = Panel::new(&weights, index);
-                epilogue.enter(index * NR - columns.start, panel.width());
-                for tiles in tiles.clone() {
-                    // SAFETY: tables come only from `Kernels::available`, which yields those
-                    // whose instruction set this CPU was found to have.
-                    unsafe { (self.tile)(a, tiles, &panel, &mut epilogue) };
-                }
-            }
+            let block = Block { left: a, rows: start..end, weights: &weights, panels: panels.clone() };
+            // SAFETY: tables come only from `Kernels::available`, which yields those
+            // whose instruction set this CPU was found to have.
+            unsafe { self.multiply.block(&block, self.tile_rows, &mut epilogue) };
         }
     }
 

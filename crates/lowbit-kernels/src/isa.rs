@@ -1,6 +1,8 @@
 //! The tables of routines, and the choice among them.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -32,27 +34,29 @@ use std::env;
 use std::fmt;
 use std::sync::OnceLock;
 
+use crate::block::Multiply;
 use crate::loops::Loops;
 use crate::product;
-use crate::tile::Tile;
 
-/// The environment variable that forces a table: `scalar`; `avx2`, `avxvnni`, `avx512` or
-/// `avx512vnni` on x86-64; `neon` or `neondot` on AArch64.
+/// The environment variable that forces a table: `scalar`; `avx2`, `avxvnni`, `avx512`,
+/// `avx512vnni` or `amx` on x86-64; `neon` or `neondot` on AArch64.
 pub const ISA_VARIABLE: &str = "LOWBIT_ISA";
 
 /// The routines of one instruction set.
 pub struct Kernels {
     name: &'static str,
     detected: fn() -> bool,
-    /// The most rows that `tile` computes at once.
+    /// The most rows that are computed together.
     pub(crate) tile_rows: usize,
-    pub(crate) tile: Tile,
+    pub(crate) multiply: Multiply,
     pub(crate) product: product::Tile,
     pub(crate) loops: Loops,
 }
 
 /// Best first. A new instruction set is a new file and a new row here.
 static ALL: &[Kernels] = &[
+    #[cfg(target_arch = "x86_64")]
+    amx::KERNELS,
     #[cfg(target_arch = "x86_64")]
     avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]

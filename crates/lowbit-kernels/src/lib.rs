@@ -25,6 +25,7 @@
 // What packing and epilogues hold ready for the registers of one CPU, others leave alone.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
+mod block;
 mod depthwise;
 mod elementwise;
 mod filters;

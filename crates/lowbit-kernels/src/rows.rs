@@ -136,6 +136,19 @@ impl<'a, T> Rows<'a, T> {
         starts
     }
 
+    /// The start of row `first`, and the distance of rows, if they are all equally far apart
+    /// and have one run each.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn evenly(&self, first: usize) -> Option<(*const T, usize)> {
+        match (&self.starts, self.taps) {
+            (&Starts::Stride(stride), &[offset]) => {
+                let at = (self.first + first).wrapping_mul(stride).wrapping_add(offset);
+                Some((self.a.as_ptr().wrapping_add(at), stride))
+            }
+            _ => None,
+        }
+    }
+
     /// What the `R` rows from `first` hold for one tap: `depth` elements each.
     ///
     /// # Panics

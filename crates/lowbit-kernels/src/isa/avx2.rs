@@ -18,6 +18,7 @@ use std::array;
 use super::finish256::finish;
 use super::gathered::{GROUPS, Gathered};
 use super::{Kernels, depthwise256, low_bit256};
+use crate::block::Multiply;
 use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
@@ -29,7 +30,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     name: "avx2",
     detected: || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     product: product::AVX2,
     loops: Loops {
         depthwise: depthwise256::depthwise,

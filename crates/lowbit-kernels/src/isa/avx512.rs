@@ -6,6 +6,7 @@ use std::array;
 use super::finish512::finish;
 use super::gathered::{GROUPS, Gathered};
 use super::{Kernels, depthwise256, lookup, low_bit256, low_bit512};
+use crate::block::Multiply;
 use crate::loops::{self, Loops};
 use crate::pack::limits::{BLOCK, BLOCKS, Limits, RUN};
 use crate::pack::{Group, KR, NR};
@@ -23,7 +24,7 @@ pub(super) const KERNELS: Kernels = Kernels {
             && is_x86_feature_detected!("fma")
     },
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     loops: Loops {
         depthwise: depthwise256::depthwise,
         map: lookup::map,

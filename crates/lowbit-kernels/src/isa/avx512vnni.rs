@@ -4,7 +4,7 @@
 mod columns;
 mod depthwise;
 mod low_bit;
-mod saturate;
+pub(super) mod saturate;
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -13,6 +13,7 @@ use std::{array, slice};
 use self::saturate::Codes;
 use super::finish512::finish;
 use super::{Kernels, lookup, low_bit512};
+use crate::block::Multiply;
 use crate::loops::{self, Loops};
 use crate::pack::{Group, KR, NR, last_group};
 use crate::product;
@@ -30,7 +31,7 @@ pub(super) const KERNELS: Kernels = Kernels {
             && is_x86_feature_detected!("fma")
     },
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     product: product::AVX512,
     loops: Loops {
         depthwise: depthwise::depthwise,
@@ -44,14 +45,14 @@ pub(super) const KERNELS: Kernels = Kernels {
 
 /// 12 rows by 2 vectors of columns: 24 accumulators, 2 vectors of weights and
 /// one broadcast activation of the 32 registers.
-const ROWS: usize = 12;
+pub(super) const ROWS: usize = 12;
 /// Groups whose addresses share a base, a multiple of the number of chains.
 const UNROLLED: usize = 4;
 /// Columns of one vector of i32.
 const LANES: usize = 16;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
+pub(super) fn tile(rows: &Rows<'_>, tiles: Tiles, panel: &Panel<'_>, epilogue: &mut Epilogue<'_>) {
     macro_rules! by_height {
         ($($rows:literal)*) => {
             match (tiles.height, panel.width() <= LANES) {

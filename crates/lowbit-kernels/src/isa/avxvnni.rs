@@ -6,6 +6,7 @@ use std::array;
 
 use super::finish256::finish;
 use super::{Kernels, avx2};
+use crate::block::Multiply;
 use crate::pack::{Group, KR, last_group};
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel, Tiles};
@@ -14,7 +15,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     name: "avxvnni",
     detected: || (avx2::KERNELS.detected)() && is_x86_feature_detected!("avxvnni"),
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     loops: avx2::KERNELS.loops,
     product: avx2::KERNELS.product,
 };

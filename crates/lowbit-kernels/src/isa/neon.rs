@@ -10,6 +10,7 @@ use std::arch::is_aarch64_feature_detected;
 use std::array;
 
 use super::Kernels;
+use crate::block::Multiply;
 use crate::loops;
 use crate::pack::{Group, KR, last_group};
 use crate::product;
@@ -20,7 +21,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     name: "neon",
     detected: || is_aarch64_feature_detected!("neon"),
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     // AArch64 compiles all code for NEON.
     loops: loops::SCALAR,
     product: product::PORTABLE,

@@ -8,6 +8,7 @@ use std::arch::{asm, is_aarch64_feature_detected};
 
 use super::Kernels;
 use super::neon::{self, LANES};
+use crate::block::Multiply;
 use crate::pack::{KR, last_group};
 use crate::rows::Rows;
 use crate::tile::{Epilogue, Panel, Tiles};
@@ -16,7 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     name: "neondot",
     detected: || is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod"),
     tile_rows: ROWS,
-    tile,
+    multiply: Multiply::Tiles(tile),
     loops: neon::KERNELS.loops,
     product: neon::KERNELS.product,
 };

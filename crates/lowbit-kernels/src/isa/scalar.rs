@@ -1,6 +1,7 @@
 //! The definition, for every CPU.
 
 use super::Kernels;
+use crate::block::Multiply;
 use crate::loops;
 use crate::pack::{KR, NR, last_group};
 use crate::product;
@@ -11,7 +12,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     name: "scalar",
     detected: || true,
     tile_rows: 1,
-    tile,
+    multiply: Multiply::Tiles(tile),
     product: product::PORTABLE,
     loops: loops::SCALAR,
 };

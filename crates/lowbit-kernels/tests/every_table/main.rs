@@ -205,7 +205,9 @@ fn gemm(kernels: &Kernels, failures: &mut Failures) {
         .map(|rows| (rows, 33, 8))
         .chain((1..=9).map(|depth| (3, 5, depth)))
         .chain([1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65].map(|columns| (5, columns, 7)))
-        .chain([(0, 3, 4), (2, 3, 0), (1, 1, 1), (13, 40, 131), (300, 33, 1021)]);
+        .chain([(0, 3, 4), (2, 3, 0), (1, 1, 1), (13, 40, 131), (300, 33, 1021)])
+        .chain([16, 17, 31, 32, 33, 49, 64, 65, 97].map(|rows| (rows, 72, 128)))
+        .chain([60, 61, 63, 64, 65, 68, 124, 192].map(|depth| (20, 48, depth)));
     for (rows, columns, depth) in shapes.collect::<Vec<(usize, usize, usize)>>() {
         let a_stride = depth + 1;
         // The last row ends where the slice ends.
@@ -324,7 +326,7 @@ fn windows(channels: usize) -> Vec<Window> {
 
 fn gathered(kernels: &Kernels, failures: &mut Failures) {
     let mut random = Random(2);
-    for (channels, columns) in [(1, 1), (3, 16), (4, 33), (17, 5), (32, 40)] {
+    for (channels, columns) in [(1, 1), (3, 16), (4, 33), (17, 5), (32, 40), (64, 33), (65, 70)] {
         for window in windows(channels) {
             let window = Window { pad: [0, 0], output: window.output.map(|n| n / 3), ..window };
             const IMAGES: usize = 2;

@@ -52,9 +52,9 @@ impl Saturated {
 
 /// [`Epilogue::store`] of sums in registers that become u8 codes of values in the range
 /// of i32: that of some rows of `V` vectors of columns.
-pub(super) struct Codes<const V: usize> {
+pub(in crate::isa) struct Codes<const V: usize> {
     /// What the sums begin with.
-    pub(super) bias: [__m512i; V],
+    pub(in crate::isa) bias: [__m512i; V],
     multiplier: [__m512i; V],
     saturated: Saturated,
     /// The first row, and the distance of rows.
@@ -82,7 +82,7 @@ impl<const V: usize> Codes<V> {
     /// That of `rows`, if it is one.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn new(epilogue: &mut Epilogue<'_>, rows: Range<usize>) -> Option<Codes<V>> {
+    pub(in crate::isa) fn new(epilogue: &mut Epilogue<'_>, rows: Range<usize>) -> Option<Codes<V>> {
         let bias = load(epilogue.small_bias()?);
         let Requantizing { out, multiplier, rounder, column, width, residual, .. } =
             epilogue.requantizing()?;
@@ -118,7 +118,11 @@ impl<const V: usize> Codes<V> {
     /// There are such rows, and what the epilogue borrows is borrowed still.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn store<const R: usize, const W: usize>(&self, acc: &[[__m512i; V]; R], first: usize) {
+    pub(in crate::isa) unsafe fn store<const R: usize, const W: usize>(
+        &self,
+        acc: &[[__m512i; V]; R],
+        first: usize,
+    ) {
         let whole = self.columns == u64::MAX >> (64 - W);
         // SAFETY: by the contract.
         unsafe {
