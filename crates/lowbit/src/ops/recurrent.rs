@@ -11,6 +11,7 @@ mod dynamic;
 mod gradient;
 mod layer;
 mod matrix;
+mod parts;
 mod quantized;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use lowbit_kernels::{Grid, Kernels, Matrix, MinMax, Rows, sigmoid, tanh};
 use super::Cell;
 use super::activation::Activation;
 use super::matrix::{Input, Left, Out, Packed, Step, ZERO, union};
+use super::parts::{Part, Plan, each, each_with};
 use crate::error::Result;
 use crate::ops::product::with_scratch;
 use crate::ops::vectorized::vectorized;
@@ -16,12 +17,8 @@ use crate::tensor::element_count;
 
 /// Elements of the gates of the steps whose inputs are multiplied together.
 const TOGETHER: usize = 1 << 18;
-/// Multiply-accumulates of a step that are worth a thread.
-const OF_STEP: usize = 1 << 17;
 /// Rows of inputs that are worth a thread.
 const ROWS: usize = 48;
-/// Elements of a state that several threads quantize sooner than one.
-const QUANTIZED: usize = 1 << 13;
 
 /// The weights of one direction.
 pub(super) struct Weights<'a> {
@@ -69,25 +66,6 @@ pub(super) struct Emitted<'a, F> {
     pub(super) row: F,
 }
 
-/// Some units of a layer, which one thread computes, and their memory.
-struct Part<'m> {
-    units: Range<usize>,
-    /// `[step][batch][gate][unit]`
-    gates: &'m mut [f32],
-    /// The state, `[batch][unit]`.
-    h: &'m mut [f32],
-    /// Of an LSTM.
-    c: &'m mut [f32],
-    /// GRU: `r * h`, or `R h + Rb` if the reset applies to the product.
-    candidate: &'m mut [f32],
-    /// Where the states go.
-    y: Grid<'m, f32>,
-    /// Of codes: what the state adds to the gates, laid out as these.
-    products: &'m mut [f32],
-    /// Of codes: where what is quantized next lies, and 0.
-    range: MinMax,
-}
-
 /// What a [`Part`] has of one row of the batch in one step.
 struct Row<'a> {
     gates: &'a mut [f32],
@@ -96,38 +74,6 @@ struct Row<'a> {
     h: &'a mut [f32],
     c: &'a mut [f32],
     candidate: &'a mut [f32],
-}
-
-/// Calls `f` for all parts, each on a thread.
-fn each(parts: &mut [Part<'_>], f: &(impl Fn(&mut Part<'_>) + Sync)) {
-    match parts {
-        [] => {}
-        [part] => f(part),
-        _ => {
-            let (some, others) = parts.split_at_mut(parts.len() / 2);
-            rayon::join(|| each(some, f), || each(others, f));
-        }
-    }
-}
-
-/// Calls `f` for all parts with their columns of `codes`, each on a thread.
-fn each_with(parts: &mut [Part<'_>], codes: Grid<'_, u8>, f: &(impl Fn(&mut Part<'_>, Grid<'_, u8>) + Sync)) {
-    match parts {
-        [] => {}
-        [part] => f(part, codes),
-        _ => {
-            let (some, others) = parts.split_at_mut(parts.len() / 2);
-            let at = others[0].units.start - some[0].units.start;
-            let count = codes.rows() * codes.columns();
-            let (left, right) = codes.split_columns(at);
-            if count < QUANTIZED {
-                each_with(some, left, f);
-                each_with(others, right, f);
-            } else {
-                rayon::join(|| each_with(some, left, f), || each_with(others, right, f));
-            }
-        }
-    }
 }
 
 impl Layer {
@@ -182,16 +128,21 @@ impl Layer {
         state: &mut State<'_>,
         emitted: Emitted<'_, impl Fn(usize, usize) -> usize + Sync>,
     ) -> Result<()> {
-        let (batch, hidden, gates) = (lengths.len(), self.hidden, self.bias.len());
-        let of_step = element_count(&[batch, gates])?;
+        let (batch, hidden) = (lengths.len(), self.hidden);
+        let of_step = element_count(&[batch, self.bias.len()])?;
         let steps = lengths.iter().copied().max().unwrap_or(0);
         let together = (TOGETHER / of_step.max(1)).clamp(1, steps.max(1));
-        let of_state = hidden * (2 + usize::from(self.is_gru()));
-        let of_codes = if self.is_coded() { gates } else { 0 };
-        let count = element_count(&[batch, gates * together + of_state + of_codes])?;
+        let plan = Plan {
+            batch,
+            hidden,
+            gates: self.cell.gates(),
+            together,
+            is_coded: self.is_coded(),
+            has_candidate: matches!(self.cell, Cell::Gru { .. }),
+        };
         let Emitted { y, row } = emitted;
-        with_scratch(count, |memory| {
-            let mut parts = self.parts(together, batch, state, y, memory);
+        with_scratch(plan.elements()?, |memory| {
+            let mut parts = plan.parts(self.r[0].width(), state, y, memory);
             self.steps(x, lengths, together, &mut parts, state, &row);
             for part in &parts {
                 store(part, part.h, state.h, hidden);
@@ -199,56 +150,6 @@ impl Layer {
             }
         });
         Ok(())
-    }
-
-    fn is_gru(&self) -> bool {
-        matches!(self.cell, Cell::Gru { .. })
-    }
-
-    /// The units, one part for each thread that a step is worth, with `memory` for
-    /// `together` steps.
-    fn parts<'m>(
-        &self,
-        together: usize,
-        batch: usize,
-        state: &State<'_>,
-        y: Grid<'m, f32>,
-        mut memory: &'m mut [f32],
-    ) -> Vec<Part<'m>> {
-        let (width, gates) = (self.r[0].width(), self.cell.gates());
-        let panels = self.hidden.div_ceil(width);
-        let work = (batch * self.bias.len()).saturating_mul(self.hidden);
-        let count = (work / OF_STEP).clamp(1, rayon::current_num_threads().min(panels));
-        let edge = |i: usize| self.hidden.min(panels * i / count * width);
-        let mut take = |len: usize| {
-            let (taken, rest) = std::mem::take(&mut memory).split_at_mut(len);
-            memory = rest;
-            taken
-        };
-        let of_codes = if self.is_coded() { gates } else { 0 };
-        let mut rest = Some(y);
-        let mut part = |i: usize| {
-            let units = edge(i)..edge(i + 1);
-            let of_state = batch * units.len();
-            let (y, others) = rest.take()?.split_columns(units.len());
-            rest = Some(others);
-            let (h, c) = (take(of_state), take(of_state));
-            for (own, all) in [(&mut *h, &*state.h), (&mut *c, &*state.c)] {
-                let rows = own.chunks_exact_mut(units.len()).zip(all.chunks_exact(self.hidden));
-                rows.for_each(|(own, all)| own.copy_from_slice(&all[units.clone()]));
-            }
-            Some(Part {
-                gates: take(of_state * gates * together),
-                range: if self.is_coded() { union(ZERO, Kernels::best().min_max(h)) } else { ZERO },
-                h,
-                c,
-                candidate: take(if self.is_gru() { of_state } else { 0 }),
-                y,
-                products: take(of_state * of_codes),
-                units,
-            })
-        };
-        (0..count).filter_map(&mut part).collect()
     }
 
     /// The recurrence.
