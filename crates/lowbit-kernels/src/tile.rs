@@ -92,6 +92,12 @@ impl<'a> Panel<'a> {
         if tile < TILES_AHEAD { &self.next[tile * part..][..part] } else { &[] }
     }
 
+    /// The groups of the next panel, if any.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn next(&self) -> &'a [Group] {
+        self.next
+    }
+
     /// Columns that exist, 1..=NR.
     #[inline(always)]
     pub(crate) fn width(&self) -> usize {

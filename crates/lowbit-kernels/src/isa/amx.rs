@@ -11,6 +11,7 @@ mod permission;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ptr;
 
 use super::avx512vnni::saturate::Codes;
 use super::finish512::finish;
@@ -38,6 +39,8 @@ const GROUPS: usize = STEP / KR;
 /// The fewest rows, and the least depth, for which tiles are faster than vectors.
 const LEAST_ROWS: usize = 20;
 const LEAST_DEPTH: usize = 128;
+/// Pairs of tiles during which the next panel is loaded into a cache, a part in each.
+const PAIRS_AHEAD: usize = 4;
 /// Panels for which rows are copied even where they could be read in place, if they lie badly.
 const COPY_FOR: usize = 6;
 
@@ -166,13 +169,15 @@ unsafe fn by_panels(block: &Block<'_>, left: Left, epilogue: &mut Epilogue<'_>) 
         rest[..last.len()].copy_from_slice(last);
         let steps = whole.iter().chain((!last.is_empty()).then_some(&rest));
         let codes = Codes::new(epilogue, block.rows.clone());
+        let pairs = count.div_ceil(2 * high);
+        let of_step = panel.next().len().div_ceil(pairs.min(PAIRS_AHEAD) * steps.clone().count());
+        let mut ahead = panel.next().chunks(of_step.max(1));
         for first in (0..count).step_by(2 * high) {
             // Tiles that would reach beyond the last row overlap the one before.
             let firsts = [first.min(count - high), (first + high).min(count - high)];
+            let rows = firsts.map(|row| left.row(row));
             // SAFETY: by the contract; tiles have `high` rows.
-            unsafe {
-                multiply_two(firsts.map(|row| left.row(row)), left.stride, steps.clone(), high, &mut sums)
-            };
+            unsafe { multiply_two(rows, left.stride, steps.clone(), &mut ahead, high, &mut sums) };
             for (first, sums) in firsts.into_iter().zip(sums.0.chunks_exact(high)) {
                 match &codes {
                     // SAFETY: the epilogue is used by nobody else, and has these rows.
@@ -186,7 +191,8 @@ unsafe fn by_panels(block: &Block<'_>, left: Left, epilogue: &mut Epilogue<'_>) 
     unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
 }
 
-/// The sums of two tiles of rows, the second below the first, by the steps of a panel.
+/// The sums of two tiles of rows, the second below the first, by the steps of a panel. During each
+/// step, the next groups of those `ahead` are loaded into a cache.
 ///
 /// # Safety
 ///
@@ -197,6 +203,7 @@ unsafe fn multiply_two<'a>(
     mut rows: [*const u8; 2],
     stride: usize,
     steps: impl Iterator<Item = &'a [Group; GROUPS]>,
+    ahead: &mut impl Iterator<Item = &'a [Group]>,
     high: usize,
     sums: &mut Sums,
 ) {
@@ -212,6 +219,11 @@ unsafe fn multiply_two<'a>(
         );
     }
     for groups in steps {
+        for group in ahead.next().unwrap_or_default() {
+            let group: *const i8 = ptr::from_ref(group).cast();
+            _mm_prefetch::<_MM_HINT_T1>(group);
+            _mm_prefetch::<_MM_HINT_T1>(group.wrapping_add(STEP));
+        }
         // SAFETY: by the contract, there are 64 bytes in each row; a step of weights is 16 groups.
         unsafe {
             asm!(
