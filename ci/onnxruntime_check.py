@@ -46,8 +46,8 @@ def session(path: Path, optimize: bool) -> ort.InferenceSession:
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    # Without it the u8 x s8 kernels of CPUs that lack VNNI saturate at 16 bits; with it onnxruntime 1.25 to 1.31
-    # refuse to optimize models whose weights are shared.
+    # Without it the u8 x s8 kernels of CPUs that lack VNNI saturate at 16 bits; with it onnxruntime 1.31.1
+    # refuses to optimize most of the models ("Attempt to replace the existing tensor").
     if not HAS_VNNI:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -26,6 +26,8 @@ impl Multiply {
         }
     }
 
+    /// Computes `block`, which ends as `epilogue` says.
+    ///
     /// # Safety
     ///
     /// The CPU has the table's instruction set.

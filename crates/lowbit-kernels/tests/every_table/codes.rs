@@ -79,7 +79,7 @@ pub fn products(kernels: &Kernels, failures: &mut Failures) {
     let sizes = (1..=9)
         .map(|depth| [3, 5, depth])
         .chain([1, 16, 17, 31, 32, 33, 63, 64, 65].map(|columns| [5, columns, 8]))
-        .chain([[0, 3, 4], [2, 3, 0], [1, 1, 1], [13, 40, 131], [128, 64, 65]]);
+        .chain([[0, 3, 4], [2, 3, 0], [1, 1, 1], [13, 40, 131], [128, 64, 65], [50, 40, 133]]);
     for size @ [rows, columns, depth] in sizes.collect::<Vec<_>>() {
         let a_stride = depth + 2;
         let a = random.u8s(rows * a_stride);

@@ -238,8 +238,7 @@ fn gemm_extremes(kernels: &Kernels, failures: &mut Failures) {
     let cycled = |multipliers: [f32; 9]| multipliers.into_iter().cycle().take(COLUMNS).collect::<Vec<_>>();
     let scales = [cycled(below_one), cycled(any)];
     for (a, w) in [(255, -128), (255, 127), (0, -128), (1, -1)] {
-        for depth in [1, 4, 5, 64, 70_001] {
-            let rows = if depth > 64 { 1 } else { 2 };
+        for (rows, depth) in [(2, 1), (2, 4), (2, 5), (2, 64), (33, 132), (1, 70_001)] {
             let left = vec![a; rows * depth];
             let weights = PackedWeights::new(&vec![w; COLUMNS * depth], COLUMNS, depth);
             let sum = (i64::from(a) * i64::from(w) * depth as i64) as i32;
@@ -329,11 +328,12 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
     for (channels, columns) in [(1, 1), (3, 16), (4, 33), (17, 5), (32, 40), (64, 33), (65, 70)] {
         for window in windows(channels) {
             let window = Window { pad: [0, 0], output: window.output.map(|n| n / 3), ..window };
-            const IMAGES: usize = 2;
+            // Of many channels enough rows for what computes blocks of them.
+            let images = if channels < 32 { 2 } else { 12 };
             let [height, width] = window.output;
-            let (rows, depth) = (IMAGES * height * width, window.taps() * channels);
+            let (rows, depth) = (images * height * width, window.taps() * channels);
             let image = window.input[0] * window.input[1] * channels;
-            let x = random.u8s(IMAGES * image);
+            let x = random.u8s(images * image);
             let w = random.i8s(columns * depth);
             let (bias, multiplier) = (random.i32s(columns), random.f32s(columns, 3e-3));
             let patches: Vec<u8> =
@@ -347,7 +347,7 @@ fn gathered(kernels: &Kernels, failures: &mut Failures) {
                 })
                 .collect();
             let weights = PackedWeights::with_taps(&w, columns, window.taps(), channels);
-            let windows = Windows::new(&window, IMAGES).unwrap();
+            let windows = Windows::new(&window, images).unwrap();
             let scales = (&*bias, &*multiplier);
             compare_products(kernels, failures, (window, columns), &acc, columns, scales, |output| {
                 let rows = Rows::gathered(&x, &windows, channels);
